@@ -1,0 +1,122 @@
+"""The one attention op: any plan, any implementation."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import lru_cache
+
+import torch
+from diffusers.utils import logging
+from torch import Tensor
+
+from .plan import Plan
+from .reference import reference_attention
+from .rows import build_pyramid, gather_rows, scatter_rows
+
+logger = logging.get_logger(__name__)
+
+IMPLS = ("auto", "torch", "triton", "reference")
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: Plan,
+    *,
+    scale: float | None = None,
+    impl: str = "auto",
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention over the query-key tiles of `plan`.
+
+    Args:
+        query (`torch.Tensor`): `(B, S, H, D)`, floating point, D at most 256.
+        key, value (`torch.Tensor`): `(B, S, Hkv, D)`, Hkv a divisor of H.
+        plan ([`Plan`]): built for S tokens, on the device of `query`.
+        scale (`float`, *optional*, defaults to `D ** -0.5`): multiplies the scores.
+        impl (`str`, *optional*, defaults to `"auto"`): `"torch"`, `"triton"`, `"reference"` (float64, quadratic), or
+            `"auto"`, which chooses by device and logs why. A name that is asked for never falls back.
+        return_lse (`bool`, *optional*, defaults to `False`): also return the log-sum-exp of the scores.
+
+    Returns:
+        `torch.Tensor`: out `(B, S, H, D)` in the dtype of `query`; with `return_lse` also lse `(B, H, S)` in float32
+        or wider. A query without any key gives 0 and -inf.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit each other or the plan, or an unknown `impl`.
+    """
+    _check(query, key, value, plan)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    impl = resolve_impl(impl, query.device)
+    if impl == "reference":
+        out, lse = reference_attention(query, key, value, plan, scale)
+        out = out.to(query.dtype)
+    else:
+        forward = _forward(impl)
+        rows = gather_rows(query, plan.query_rows, plan)
+        out, lse = forward(rows, build_pyramid(key, plan), build_pyramid(value, plan), plan, scale)
+        out, lse = scatter_rows(out, lse, plan)
+    return (out, lse) if return_lse else out
+
+
+def resolve_impl(impl: str, device: torch.device) -> str:
+    """The implementation that `impl` means on `device`; `"auto"` is explained in the log once."""
+    if impl not in IMPLS:
+        raise ValueError(f"impl must be one of {', '.join(IMPLS)}, got {impl!r}")
+    if impl != "auto":
+        return impl
+    choice, reason = choose_impl(device)
+    _explain(choice, reason)
+    return choice
+
+
+def choose_impl(device: torch.device) -> tuple[str, str]:
+    """What `"auto"` picks on `device`, and why."""
+    if device.type == "cpu":
+        return "torch", "the tensors are on the CPU"
+    if device.type != "cuda":
+        return "torch", f"the Triton kernels are for CUDA and ROCm devices, not {device.type}"
+    if importlib.util.find_spec("triton") is None:
+        return "torch", "triton is not installed"
+    return "triton", f"the tensors are on {torch.cuda.get_device_name(device)}"
+
+
+@lru_cache(maxsize=None)
+def _explain(choice: str, reason: str) -> None:
+    logger.info(f"impl='auto' runs {choice!r}: {reason}")
+
+
+def _forward(impl: str):
+    if impl == "torch":
+        from .torch_tiles import forward
+    else:
+        from .triton_forward import forward
+    return forward
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> None:
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.ndim != 4 or not tensor.is_floating_point():
+            raise ValueError(f"{name} must be floating point (B, S, H, D), got {tensor.dtype} {tuple(tensor.shape)}")
+        if tensor.shape[1] != plan.tokens:
+            raise ValueError(f"{name} has {tensor.shape[1]} tokens, the plan is for {plan.tokens}")
+        if (tensor.dtype, tensor.device) != (query.dtype, query.device):
+            raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, query {query.dtype} on {query.device}")
+    if key.shape != value.shape or key.shape[::3] != query.shape[::3] or query.shape[2] % key.shape[2]:
+        raise ValueError(
+            f"query {tuple(query.shape)}, key {tuple(key.shape)} and value {tuple(value.shape)} must agree in batch "
+            "and head dim, and the query heads must be a multiple of the key heads"
+        )
+    if query.shape[-1] > 256:
+        raise ValueError(f"head dim {query.shape[-1]} is more than 256")
+    if plan.order.device != query.device:
+        raise ValueError(f"the plan is on {plan.order.device}, query on {query.device}")
+    for name, size in (("batch", 0), ("heads", 2)):
+        dim = min(size, 1)
+        tensors = [plan.order, plan.query_rows, *(lists.counts for lists in plan.lists)]
+        sizes = {tensor.shape[dim] for tensor in tensors} - {1, query.shape[size]}
+        if sizes:
+            raise ValueError(f"the plan is for {name} {sorted(sizes)}, query has {query.shape[size]}")
+    if plan.key_mask is not None and plan.key_mask.shape[0] not in (1, query.shape[0]):
+        raise ValueError(f"key_mask is for batch {plan.key_mask.shape[0]}, query has {query.shape[0]}")

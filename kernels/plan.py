@@ -1,0 +1,205 @@
+"""What an attention plan is: which key tiles every query tile visits, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class TileList:
+    """The KV tiles that every query tile visits at one pooling level.
+
+    Args:
+        counts (`torch.Tensor`): `(B|1, H|1, NQ)` int32, how many entries of `indices` are read.
+        indices (`torch.Tensor`): `(B|1, H|1, NQ, M)` int32, tile numbers within this level, each at most once.
+        tile (`int`): rows of one KV tile.
+        pool (`int`, *optional*, defaults to 1): tokens averaged into one KV row.
+    """
+
+    counts: Tensor
+    indices: Tensor
+    tile: int
+    pool: int = 1
+
+    @classmethod
+    def from_mask(cls, mask: Tensor, tile: int, pool: int = 1) -> TileList:
+        """Lists of the kept tiles of a boolean `(B|1, H|1, NQ, NK)` tile mask, ascending.
+
+        >>> lists = TileList.from_mask(torch.tensor([[[[True, False, True], [False, True, False]]]]), tile=64)
+        >>> lists.counts.tolist(), lists.indices.tolist()
+        ([[[2, 1]]], [[[[0, 2], [1, 0]]]])
+        """
+        counts = mask.sum(-1, dtype=torch.int32)
+        width = max(int(counts.max()), 1)
+        kept_first = torch.argsort((~mask).to(torch.uint8), dim=-1, stable=True)
+        return cls(counts, kept_first[..., :width].to(torch.int32).contiguous(), tile, pool)
+
+    def to_mask(self, tiles: int) -> Tensor:
+        """The boolean `(B|1, H|1, NQ, tiles)` tile mask of these lists."""
+        live = torch.arange(self.indices.shape[-1], device=self.indices.device) < self.counts[..., None]
+        hits = torch.zeros(*self.indices.shape[:-1], tiles, dtype=torch.int32, device=self.indices.device)
+        return hits.scatter_add_(-1, self.indices.long(), live.to(torch.int32)) > 0
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything one attention call needs to know beside query, key and value.
+
+    Tokens are put into *rows* (`order`), rows into query tiles of `block_q` rows and KV tiles of `TileList.tile`
+    rows. A pooled level holds the mean key and value of every `pool` consecutive rows, weighted in the softmax by the
+    number of valid tokens in it (PSA, arXiv 2512.04025, Section 3). Batch and head dimensions of size 1 broadcast.
+
+    Args:
+        tokens (`int`): S, tokens of the sequence.
+        order (`torch.Tensor`): `(B|1, H|1, R)` int64, token of each row, -1 for padding, every token exactly once;
+            R is a multiple of `block_q` and of every pool.
+        lists (`tuple[TileList, ...]`): KV tiles visited, at most one list per pooling level.
+        block_q (`int`): rows of one query tile.
+        q_rows (`torch.Tensor`, *optional*): `(B|1, H|1, Rq)` int64, token of each query row where it differs from
+            `order`; a token may have several rows, which are merged by their log-sum-exp.
+        key_mask (`torch.Tensor`, *optional*): `(B, S)` bool, False for keys that nobody attends to.
+    """
+
+    tokens: int
+    order: Tensor
+    lists: tuple[TileList, ...]
+    block_q: int
+    q_rows: Tensor | None = None
+    key_mask: Tensor | None = None
+    _cache: dict = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, rows in (("order", self.order), ("q_rows", self.query_rows)):
+            if rows.ndim != 3 or rows.shape[-1] % self.block_q:
+                raise ValueError(f"{name} must be (B|1, H|1, R) with R a multiple of {self.block_q}, got {tuple(rows.shape)}")
+        tiles = self.query_rows.shape[-1] // self.block_q
+        for lists in self.lists:
+            if self.order.shape[-1] % lists.pool:
+                raise ValueError(f"{self.order.shape[-1]} rows do not divide into pools of {lists.pool}")
+            if lists.counts.shape[-1] != tiles or lists.indices.shape[:-1] != lists.counts.shape:
+                raise ValueError(
+                    f"lists of level {lists.pool} must cover {tiles} query tiles, got counts "
+                    f"{tuple(lists.counts.shape)} and indices {tuple(lists.indices.shape)}"
+                )
+        if len({lists.pool for lists in self.lists}) != len(self.lists):
+            raise ValueError(f"one list per pooling level, got pools {[lists.pool for lists in self.lists]}")
+
+    def with_key_mask(self, key_mask: Tensor) -> Plan:
+        """The same plan, ignoring the keys where the `(B, S)` boolean `key_mask` is False."""
+        if key_mask.dtype != torch.bool or key_mask.ndim != 2 or key_mask.shape[-1] != self.tokens:
+            raise ValueError(f"key_mask must be bool (B, {self.tokens}), got {key_mask.dtype} {tuple(key_mask.shape)}")
+        return replace(self, key_mask=key_mask, _cache={})
+
+    @property
+    def query_rows(self) -> Tensor:
+        """`(B|1, H|1, Rq)` int64, token of each query row, -1 for padding."""
+        return self.order if self.q_rows is None else self.q_rows
+
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether row i is token i, with padding at the end only."""
+        natural = torch.arange(self.order.shape[-1], device=self.order.device)
+        return bool((self.order == natural.where(natural < self.tokens, -1)).all())
+
+    @cached_property
+    def row_of_token(self) -> Tensor:
+        """`(B|1, H|1, S)` int64, the row that holds each token."""
+        return _inverse(self.order, self.tokens)
+
+    def level_rows(self, lists: TileList) -> int:
+        """KV rows of a level, its last tile filled up."""
+        return -(-self.order.shape[-1] // (lists.pool * lists.tile)) * lists.tile
+
+    def level_start(self, lists: TileList) -> int:
+        """First row of a level in the concatenated KV rows of all levels."""
+        return sum(self.level_rows(other) for other in self.lists[: self.lists.index(lists)])
+
+    @cached_property
+    def valid_keys(self) -> Tensor:
+        """`(B|1, H|1, R)` bool, rows that hold a token which may be attended to."""
+        valid = self.order >= 0
+        if self.key_mask is None:
+            return valid
+        mask = self.key_mask[:, None].expand(-1, valid.shape[1], -1)
+        rows = self.order.clamp(min=0).expand(mask.shape[0], -1, -1)
+        return valid & mask.gather(-1, rows)
+
+    @cached_property
+    def kv_logw(self) -> Tensor:
+        """`(B|1, H|1, Rkv)` float32, ln of the valid tokens in each KV row, -inf where there is none."""
+        counts = [level_sum(self.valid_keys.float(), self, lists) for lists in self.lists]
+        return torch.cat(counts, dim=-1).log()
+
+    @cached_property
+    def density(self) -> float:
+        """Query-key products computed over the S x S of dense attention, a pooled key counting as one."""
+        return sum(self.level_density.values())
+
+    @cached_property
+    def level_density(self) -> dict[int, float]:
+        """The share of `density` spent at each pooling level."""
+        queries = (self.query_rows >= 0).unflatten(-1, (-1, self.block_q)).sum(-1).double()
+        shares = {}
+        for lists in self.lists:
+            valid = level_sum(self.valid_keys.float(), self, lists) > 0
+            keys = valid.unflatten(-1, (-1, lists.tile)).sum(-1).double()
+            visited = (lists.to_mask(keys.shape[-1]).double() * keys[..., None, :]).sum(-1)
+            shares[lists.pool] = float((visited * queries).sum(-1).mean()) / self.tokens**2
+        return shares
+
+    def to_dense_mask(self) -> Tensor:
+        """Boolean `(B|1, H|1, S, S)`, which keys each query sees at any level; quadratic, for tests and pictures."""
+        return self.to_dense_levels() > 0
+
+    def to_dense_levels(self) -> Tensor:
+        """Int32 `(B|1, H|1, S, S)`, the smallest pool at which each query sees each key, 0 where it does not."""
+        query_tile = torch.arange(self.query_rows.shape[-1], device=self.order.device) // self.block_q
+        seen = None
+        for lists in sorted(self.lists, key=lambda lists: -lists.pool):
+            mask = lists.to_mask(self.level_rows(lists) // lists.tile)[:, :, query_tile]  # (b, h, Rq, tiles)
+            tile = self.row_of_token // (lists.pool * lists.tile)
+            valid = self.valid_keys.gather(-1, self.row_of_token.expand(self.valid_keys.shape[0], -1, -1))
+            mask, tile, valid = _broadcast(mask, tile[:, :, None], valid[:, :, None])
+            kept = mask.gather(-1, tile.expand(*mask.shape[:3], -1)) & valid  # (b, h, Rq, S)
+            kept = _rows_to_tokens(kept, self.query_rows, self.tokens)
+            level = torch.full((), lists.pool, dtype=torch.int32, device=kept.device)
+            seen = torch.where(kept, level, 0 if seen is None else seen)
+        return seen
+
+    def describe(self) -> str:
+        """One line for people: tokens, padding, tiles, density by level."""
+        padding = self.order.shape[-1] / self.tokens - 1
+        levels = ", ".join(f"{share:.3f} at pool {pool}" for pool, share in self.level_density.items())
+        tiles = "/".join(f"{self.block_q}x{lists.tile}" for lists in self.lists)
+        return f"{self.tokens} tokens (+{padding:.1%} padding), tiles {tiles}, density {self.density:.4f} ({levels})"
+
+
+def level_sum(rows: Tensor, plan: Plan, lists: TileList) -> Tensor:
+    """Sums of `pool` consecutive entries of `rows` `(..., R)`, zeros up to the end of the level's last tile."""
+    sums = rows.unflatten(-1, (-1, lists.pool)).sum(-1)
+    return torch.nn.functional.pad(sums, (0, plan.level_rows(lists) - sums.shape[-1]))
+
+
+def _inverse(order: Tensor, tokens: int) -> Tensor:
+    rows = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    slots = torch.full((*order.shape[:2], tokens + 1), -1, device=order.device)
+    inverse = slots.scatter_(-1, order.where(order >= 0, tokens), rows)[..., :tokens]
+    if int((order >= 0).sum()) != tokens * order.shape[0] * order.shape[1] or bool((inverse < 0).any()):
+        raise ValueError(f"order must hold each of the {tokens} tokens exactly once")
+    return inverse
+
+
+def _broadcast(*tensors: Tensor) -> list[Tensor]:
+    batch, heads = (max(tensor.shape[dim] for tensor in tensors) for dim in (0, 1))
+    return [tensor.expand(batch, heads, -1, -1) for tensor in tensors]
+
+
+def _rows_to_tokens(kept: Tensor, query_rows: Tensor, tokens: int) -> Tensor:
+    kept, rows = _broadcast(kept, query_rows[..., None])
+    slot = rows.where(rows >= 0, tokens).expand_as(kept)
+    hits = torch.zeros(*kept.shape[:2], tokens + 1, kept.shape[-1], dtype=torch.int32, device=kept.device)
+    return hits.scatter_add_(2, slot, kept.to(torch.int32))[:, :, :tokens] > 0
