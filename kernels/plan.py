@@ -94,6 +94,16 @@ class Plan:
             raise ValueError(f"key_mask must be bool (B, {self.tokens}), got {key_mask.dtype} {tuple(key_mask.shape)}")
         return replace(self, key_mask=key_mask, _cache={})
 
+    def to(self, device: torch.device | str) -> Plan:
+        """The same plan on another device."""
+        device = torch.device(device)
+        if device == self.order.device:
+            return self
+        lists = tuple(replace(level, counts=level.counts.to(device), indices=level.indices.to(device)) for level in self.lists)
+        moved = {name: getattr(self, name) for name in ("order", "q_rows", "key_mask")}
+        moved = {name: tensor if tensor is None else tensor.to(device) for name, tensor in moved.items()}
+        return replace(self, lists=lists, **moved, _cache={})
+
     @property
     def query_rows(self) -> Tensor:
         """`(B|1, H|1, Rq)` int64, token of each query row, -1 for padding."""

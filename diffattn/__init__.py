@@ -1,0 +1,40 @@
+"""Sparse attention and head-level guidance for Hugging Face diffusers."""
+
+import os
+
+_here = os.path.dirname(os.path.abspath(__file__))
+if not os.path.isdir(os.path.join(_here, "kernels")):
+    # a source checkout, where kernels/ and pipelines/ lie beside this directory
+    __path__.append(os.path.dirname(_here))
+
+from .apply import apply_sparse_attention, disable, enable, remove_sparse_attention  # noqa: E402
+from .assets import tiny_wan  # noqa: E402
+from .config import AttentionConfig, config  # noqa: E402
+from .functional import make_plan, sparse_attention  # noqa: E402
+from .grid import TokenGrid  # noqa: E402
+from .kernels.attend import attend  # noqa: E402
+from .kernels.plan import Plan, TileList  # noqa: E402
+from .methods import RadialConfig  # noqa: E402
+from .schedule import Schedule  # noqa: E402
+from .summary import summary  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AttentionConfig",
+    "Plan",
+    "RadialConfig",
+    "Schedule",
+    "TileList",
+    "TokenGrid",
+    "apply_sparse_attention",
+    "attend",
+    "config",
+    "disable",
+    "enable",
+    "make_plan",
+    "remove_sparse_attention",
+    "sparse_attention",
+    "summary",
+    "tiny_wan",
+]

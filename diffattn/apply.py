@@ -1,0 +1,118 @@
+"""Turning sparse attention on and off."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ._compat import unwrap_module
+from .config import AttentionConfig, config as config_by_name
+from .hook import SparseAttentionHook, add_hook, find_hook, remove_hook
+from .kernels.attend import IMPLS
+from .models.adapter import adapter_for, find_adapter, supported_models
+from .processors import SparseProcessorMixin, sparse_processor
+from .runtime import Layer, Runtime
+from .schedule import Schedule
+
+
+def enable(
+    pipe: Any,
+    config: str | AttentionConfig = "radial",
+    *,
+    schedule: Schedule | None = None,
+    impl: str = "auto",
+) -> None:
+    """Turn sparse attention on in a pipeline (all its transformers) or in one transformer.
+
+    Only self-attention over visual tokens changes; dense steps, dense layers and cross-attention stay on the backend
+    the model has. A second call replaces the first.
+
+    Args:
+        pipe (`DiffusionPipeline` or `ModelMixin`): what to change, in place.
+        config (`str` or [`AttentionConfig`], *optional*, defaults to `"radial"`): a method, by name or configured.
+        schedule ([`Schedule`], *optional*): dense steps and layers, the defaults of [`Schedule`] if not given.
+        impl (`str`, *optional*, defaults to `"auto"`): kernel implementation, see [`~kernels.attend.attend`].
+
+    Raises:
+        TypeError: `pipe` is neither a pipeline with a supported transformer nor one.
+        ValueError: an unknown method or `impl`.
+
+    Example:
+
+    ```python
+    >>> diffattn.enable(pipe, "radial")
+    >>> video = pipe(prompt).frames[0]
+    >>> diffattn.disable(pipe)
+    ```
+    """
+    config = _resolve(config)
+    if not isinstance(schedule, (Schedule, type(None))):
+        raise TypeError(f"schedule must be a diffattn.Schedule, got {type(schedule).__name__}")
+    if impl not in IMPLS:
+        raise ValueError(f"impl must be one of {', '.join(IMPLS)}, got {impl!r}")
+    transformers = find_transformers(pipe)
+    runtime = Runtime(config, schedule or Schedule(), impl, scheduler=getattr(pipe, "scheduler", None))
+    for transformer in transformers:
+        _enable_one(transformer, runtime)
+
+
+def disable(pipe: Any) -> None:
+    """Put every processor that [`enable`] replaced back, the very same objects. Without effect where nothing is on."""
+    for transformer in find_transformers(pipe):
+        hook = find_hook(transformer)
+        if hook is None:
+            continue
+        for name in hook.adapter.attention(transformer):
+            attention = transformer.get_submodule(name)
+            if isinstance(attention.processor, SparseProcessorMixin):
+                attention.set_processor(attention.processor.original)
+        remove_hook(transformer)
+
+
+def apply_sparse_attention(
+    transformer: nn.Module, config: str | AttentionConfig, *, schedule: Schedule | None = None, impl: str = "auto"
+) -> None:
+    """[`enable`] for one transformer, in the idiom of diffusers' `apply_*` functions."""
+    adapter_for(transformer)
+    enable(transformer, config, schedule=schedule, impl=impl)
+
+
+def remove_sparse_attention(transformer: nn.Module) -> None:
+    """[`disable`] for one transformer."""
+    adapter_for(transformer)
+    disable(transformer)
+
+
+def find_transformers(pipe: Any) -> list[nn.Module]:
+    """The supported transformers of a pipeline, or `[pipe]` if it is one itself."""
+    if isinstance(pipe, nn.Module):
+        adapter_for(pipe)
+        return [unwrap_module(pipe)]
+    components = getattr(pipe, "components", None)
+    found = [part for part in components.values() if find_adapter(part)] if isinstance(components, dict) else []
+    if not found:
+        raise TypeError(
+            f"diffattn cannot serve {type(pipe).__name__}: it has no transformer of the supported classes "
+            f"{', '.join(supported_models())}"
+        )
+    return [unwrap_module(part) for part in found]
+
+
+def _enable_one(transformer: nn.Module, runtime: Runtime) -> None:
+    adapter = adapter_for(transformer)
+    disable(transformer)
+    names = adapter.attention(transformer)
+    for index, name in enumerate(names):
+        attention = transformer.get_submodule(name)
+        layer = Layer(name, index, runtime.schedule.is_dense_layer(index, len(names)))
+        attention.set_processor(sparse_processor(attention.processor, runtime, layer))
+    add_hook(transformer, SparseAttentionHook(runtime, adapter))
+
+
+def _resolve(config: str | AttentionConfig) -> AttentionConfig:
+    if isinstance(config, AttentionConfig):
+        return config
+    if isinstance(config, str):
+        return config_by_name(config)
+    raise TypeError(f"config must be a method name or an AttentionConfig, got {type(config).__name__}")

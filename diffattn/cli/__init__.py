@@ -1,0 +1,33 @@
+"""The `diffattn` command."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from .env import env
+from .errors import CommandError
+from .generate import generate
+
+app = typer.Typer(
+    help="Sparse attention for diffusers pipelines.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(generate)
+app.command()(env)
+
+
+def main() -> None:
+    """Run the command; a mistake of the user's is one line on stderr and exit code 2."""
+    try:
+        app()
+    except CommandError as error:
+        typer.echo(f"diffattn: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("diffattn: interrupted, nothing was written", err=True)
+        sys.exit(130)

@@ -1,0 +1,58 @@
+"""Writing a result so that it is there whole, or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from .errors import CommandError
+
+
+def check_output(path: Path, force: bool) -> None:
+    """Raise unless `path` and its sidecar can be written, before any work is done."""
+    if path.suffix.lower() != ".mp4":
+        raise CommandError(f"the output must end in .mp4, got {str(path)!r}")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise CommandError(f"the folder of the output does not exist: {folder}")
+    if not os.access(folder, os.W_OK):
+        raise CommandError(f"cannot write to the folder {folder}")
+    for file in (path, sidecar_path(path)):
+        if file.is_dir():
+            raise CommandError(f"{file} is a folder")
+        if file.exists() and not force:
+            raise CommandError(f"{file} exists; --force overwrites it")
+
+
+def sidecar_path(path: Path) -> Path:
+    """Where the JSON of a video lies: `clip.mp4` has `clip.json`."""
+    return path.with_suffix(".json")
+
+
+def write_video(path: Path, frames: list, fps: int, about: dict) -> None:
+    """Write the video, then its sidecar; an interruption leaves neither half written."""
+    from diffusers.utils import export_to_video
+
+    _write_whole(path, lambda partial: export_to_video(frames, partial, fps=fps))
+    text = json.dumps(about, indent=2) + "\n"
+    _write_whole(sidecar_path(path), lambda partial: Path(partial).write_text(text, encoding="utf-8"))
+
+
+def _write_whole(path: Path, write: Callable[[str], object]) -> None:
+    handle, partial = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    try:
+        write(partial)
+        os.chmod(partial, 0o666 & ~_umask())
+        os.replace(partial, path)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

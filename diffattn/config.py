@@ -1,0 +1,83 @@
+"""What every method's configuration has in common, and finding one by name."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .grid import TokenGrid
+from .kernels.plan import Plan
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Base of the method configurations: a frozen dataclass of JSON values that makes plans.
+
+    A subclass sets `method`, the name it is found by, and `dynamic`, whether its plans depend on query and key.
+    """
+
+    method: ClassVar[str]
+    dynamic: ClassVar[bool] = False
+
+    def plan(
+        self,
+        grid: TokenGrid,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+        *,
+        layer: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> Plan:
+        """Decide what to compute.
+
+        Args:
+            grid ([`TokenGrid`]): where the S tokens sit.
+            query, key (`torch.Tensor`, *optional*): `(B, S, H, D)` after norm and RoPE; needed where `dynamic`.
+            layer (`int`, *optional*, defaults to 0): number of the self-attention layer.
+            device (`torch.device`, *optional*): where the plan of a static method is made; `query.device` otherwise.
+        """
+        raise NotImplementedError
+
+    def to_dict(self) -> dict:
+        """The fields and the method's name, JSON-ready."""
+        return {"method": self.method, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> AttentionConfig:
+        """The configuration that `to_dict` wrote, of any method."""
+        values = dict(values)
+        return config(values.pop("method", getattr(cls, "method", None)), **values)
+
+
+METHODS: dict[str, type[AttentionConfig]] = {}
+
+
+def register(cls: type[AttentionConfig]) -> type[AttentionConfig]:
+    """Class decorator that makes a method known by its name."""
+    METHODS[cls.method] = cls
+    return cls
+
+
+def config(method: str, **options) -> AttentionConfig:
+    """A method's configuration by name, as the command line and JSON files give it.
+
+    >>> config("radial", decay=0.5).decay
+    0.5
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}, known are: {', '.join(sorted(METHODS))}")
+    known = [field.name for field in fields(METHODS[method])]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"{method} has no option {', '.join(unknown)}; its options are: {', '.join(known)}")
+    return METHODS[method](**options)
+
+
+def check_density(density: float | None) -> None:
+    """Raise unless `density` is None or in (0, 1]."""
+    number = isinstance(density, (int, float)) and not isinstance(density, bool)
+    if density is not None and not (number and 0 < density <= 1):
+        raise ValueError(f"density must be above 0 and at most 1, got {density!r}")

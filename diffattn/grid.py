@@ -1,0 +1,66 @@
+"""Where the tokens of a sequence sit in space and time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """A video (or image: one frame) of tokens in raster order, with optional text tokens before or after it.
+
+    Sizes are tokens, after the VAE and the patch embedding: Wan at 480x832, 81 frames is `TokenGrid(21, 30, 52)`.
+
+    Args:
+        frames (`int`): latent frames.
+        height, width (`int`): token rows and columns of a frame.
+        text (`int`, *optional*, defaults to 0): text tokens of the same sequence.
+        text_first (`bool`, *optional*, defaults to `False`): text before the video (CogVideoX, FLUX), not after it.
+
+    Example:
+
+    >>> grid = TokenGrid(21, 45, 80, text=226, text_first=True)
+    >>> grid.tokens, grid.video_tokens, grid.frame_tokens, grid.video_start
+    (75826, 75600, 3600, 226)
+    """
+
+    frames: int
+    height: int
+    width: int
+    text: int = 0
+    text_first: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("frames", 1), ("height", 1), ("width", 1), ("text", 0)):
+            size = getattr(self, name)
+            if isinstance(size, bool) or not isinstance(size, int) or size < least:
+                raise ValueError(f"TokenGrid {name} must be an integer of at least {least}, got {size!r}")
+
+    @property
+    def frame_tokens(self) -> int:
+        """Tokens of one frame."""
+        return self.height * self.width
+
+    @property
+    def video_tokens(self) -> int:
+        """Tokens of all frames."""
+        return self.frames * self.frame_tokens
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the whole sequence, text included."""
+        return self.video_tokens + self.text
+
+    @property
+    def video_start(self) -> int:
+        """Index of the first video token."""
+        return self.text if self.text_first else 0
+
+    @property
+    def text_start(self) -> int:
+        """Index of the first text token."""
+        return 0 if self.text_first else self.video_tokens
+
+    def __str__(self) -> str:
+        text = f" + {self.text} text tokens {'before' if self.text_first else 'after'}" if self.text else ""
+        return f"{self.frames}x{self.height}x{self.width}{text}"

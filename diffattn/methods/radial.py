@@ -1,0 +1,190 @@
+"""Radial Attention (arXiv 2506.19852): attention narrows with distance in time, a static O(n log n) mask."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from diffusers.utils import logging
+from torch import Tensor
+
+from ..config import AttentionConfig, check_density, register
+from ..grid import TokenGrid
+from ..kernels.plan import Plan, TileList
+from ..schedule import Schedule
+from ._radial_official import official_tile_mask
+from ._radial_paper import PAPER_SETTINGS
+
+logger = logging.get_logger(__name__)
+
+DEFAULT_DECAY = 0.2
+WIDEST_DECAY = 2.0**24
+TILE_SIZES = (128, 64, 32, 16)
+
+
+@register
+@dataclass(frozen=True)
+class RadialConfig(AttentionConfig):
+    """Radial Attention: a frame sees itself and its neighbours whole, frames further off through a narrowing band.
+
+    At distance d >= 2 in time the half-width of the band is `decay * 2^bl(s) / 2^bl(d)` tokens, never less than one
+    tile, for s tokens a frame and bl the bit length; where the undecayed band would be narrower than a tile, only
+    every second, fourth, ... distance is kept. Text attends to everything and everything to text.
+
+    Args:
+        density (`float`, *optional*): share of the query-key products to compute, at most; sets `decay`, and below
+            what that reaches narrows the near frames too. Tiles make it a step function: what was reached is
+            `Plan.density`.
+        decay (`float`, *optional*, defaults to 0.2): scale of the bands at distance 2 and more. At the published
+            0.2 they are all one tile wide (the official masks say the same).
+        block_size (`int`, *optional*): tokens of a tile; by default the largest of 128, 64, 32, 16 that cuts a frame
+            into at least eight.
+        variant (`str`, *optional*, defaults to `"aligned"`): `"aligned"` pads every frame to whole tiles of its own, so
+            that no row loses a key of its band at any resolution; `"official"` gives the released code's tile masks.
+        model (`str`, *optional*, defaults to `"wan"`): `"wan"` keeps frame 0 as a sink for every query,
+            `"hunyuan"` does not (Section 4.2, and the released code).
+
+    Example:
+
+    >>> plan = RadialConfig(variant="official", decay=0.2, block_size=128).plan(TokenGrid(18, 48, 80))
+    >>> round(plan.density, 6)
+    0.287133
+    """
+
+    density: float | None = None
+    decay: float | None = None
+    block_size: int | None = None
+    variant: str = "aligned"
+    model: str = "wan"
+
+    method: ClassVar[str] = "radial"
+
+    def __post_init__(self) -> None:
+        check_density(self.density)
+        if self.density is not None and self.decay is not None:
+            raise ValueError(f"give density ({self.density}) or decay ({self.decay}), not both: density sets decay")
+        if self.decay is not None and not (self.decay >= 0 and math.isfinite(self.decay)):
+            raise ValueError(f"decay must be at least 0, got {self.decay!r}")
+        if self.block_size not in (None, *TILE_SIZES):
+            raise ValueError(f"block_size must be one of {TILE_SIZES}, got {self.block_size!r}")
+        for name, known in (("variant", ("aligned", "official")), ("model", ("wan", "hunyuan"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.variant == "official" and self.density is not None:
+            raise ValueError("variant 'official' is steered by decay, not by density")
+
+    @classmethod
+    def from_paper(cls, name: str) -> RadialConfig:
+        """The published settings of a model: `"wan2.1-14b"`, `"wan2.2-a14b"`, `"hunyuan"`, ... (released scripts).
+
+        The steps and layers that go with them are [`RadialConfig.paper_schedule`].
+        """
+        return cls(**_paper(name)["config"])
+
+    @staticmethod
+    def paper_schedule(name: str) -> Schedule:
+        """The dense steps and layers published with [`RadialConfig.from_paper`]."""
+        return Schedule(**_paper(name)["schedule"])
+
+    def plan(
+        self,
+        grid: TokenGrid,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+        *,
+        layer: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> Plan:
+        block = self.block_size or _tile_size(grid.frame_tokens)
+        if self.variant == "official":
+            decay = DEFAULT_DECAY if self.decay is None else self.decay
+            mask = official_tile_mask(grid, block, decay, self.model)
+            order = _pad(torch.arange(grid.tokens), block)
+        else:
+            mask = self._aligned_mask(grid, block)
+            order = aligned_order(grid, block)
+        lists = TileList.from_mask(mask[None, None], block)
+        return Plan(grid.tokens, order[None, None], (lists,), block).to(device)
+
+    def _aligned_mask(self, grid: TokenGrid, block: int) -> Tensor:
+        if self.density is None:
+            decay = DEFAULT_DECAY if self.decay is None else self.decay
+            return aligned_tile_mask(grid, block, self.model, decay)
+        return _mask_of_density(grid, block, self.model, self.density)
+
+
+def aligned_order(grid: TokenGrid, block: int) -> Tensor:
+    """`(R,)` int64, token of each row: every frame, and the text, filled up with -1 to whole tiles."""
+    frames = torch.arange(grid.video_tokens).view(grid.frames, -1) + grid.video_start
+    video = _pad(frames, block).flatten()
+    text = _pad(torch.arange(grid.text) + grid.text_start, block)
+    return torch.cat((text, video) if grid.text_first else (video, text))
+
+
+def aligned_tile_mask(grid: TokenGrid, block: int, model: str, decay: float, near: float = 1.0) -> Tensor:
+    """Boolean `(N, N)` mask over the tiles of `aligned_order`; `near` scales the windows at distance 0 and 1."""
+    reach = _tile_reach(grid, block, model, decay, near)  # (T, T)
+    tiles = -(-grid.frame_tokens // block)
+    offset = torch.arange(tiles).view(-1, 1, 1) - torch.arange(tiles)  # (tiles, 1, tiles)
+    video = (offset.abs() <= reach[:, None, :, None]).flatten(2, 3).flatten(0, 1)
+    text = -(-grid.text // block)
+    return torch.nn.functional.pad(video, (text, 0, text, 0) if grid.text_first else (0, text, 0, text), value=True)
+
+
+def _tile_reach(grid: TokenGrid, block: int, model: str, decay: float, near: float) -> Tensor:
+    """`(T, T)` int, how many tiles to either side a frame sees of another; -1 where it sees nothing of it."""
+    frame = torch.arange(grid.frames)
+    distance = (frame[:, None] - frame).abs()
+    tokens = grid.frame_tokens
+    full = torch.tensor([2.0 ** tokens.bit_length() / 2.0 ** d.bit_length() for d in range(grid.frames)])[distance]
+    half_width = torch.where(distance <= 1, near * tokens, full * decay).clamp(block, tokens)
+    reach = (half_width / block).ceil().int()
+    stride = (block / (full * max(decay, 1))).clamp(min=1).int()
+    kept = (distance <= 1) | (distance % stride == 0)
+    if model == "wan":
+        sink = max(math.ceil(near * tokens / block), 1)
+        reach[:, 0], kept[:, 0] = reach[:, 0].clamp(min=sink), True
+    return reach.where(kept, -1)
+
+
+def _mask_of_density(grid: TokenGrid, block: int, model: str, density: float) -> Tensor:
+    """The densest mask of at most `density`: the widest decay that fits, then the widest near frames."""
+    order = aligned_order(grid, block)
+    valid = (order >= 0).view(-1, block).sum(-1).double()
+
+    def share(mask: Tensor) -> float:
+        return float(valid @ mask.double() @ valid) / grid.tokens**2
+
+    def widest(low: float, high: float, make) -> Tensor | None:
+        if share(make(low)) > density:
+            return None
+        if share(make(high)) <= density:
+            return make(high)
+        for _ in range(32):
+            middle = (low + high) / 2
+            low, high = (middle, high) if share(make(middle)) <= density else (low, middle)
+        return make(low)
+
+    mask = widest(-24.0, 24.0, lambda exponent: aligned_tile_mask(grid, block, model, 2.0**exponent))
+    if mask is None:
+        mask = widest(0.0, 1.0, lambda near: aligned_tile_mask(grid, block, model, 0.0, near))
+    if mask is None:
+        mask = aligned_tile_mask(grid, block, model, 0.0, 0.0)
+        logger.warning(f"radial attention on {grid} has density {share(mask):.3f} at least, {density} was asked for")
+    return mask
+
+
+def _tile_size(frame_tokens: int) -> int:
+    return next((size for size in TILE_SIZES if frame_tokens >= 8 * size), TILE_SIZES[-1])
+
+
+def _pad(rows: Tensor, block: int) -> Tensor:
+    return torch.nn.functional.pad(rows, (0, -rows.shape[-1] % block), value=-1)
+
+
+def _paper(name: str) -> dict:
+    if name not in PAPER_SETTINGS:
+        raise ValueError(f"no published radial settings for {name!r}, there are: {', '.join(PAPER_SETTINGS)}")
+    return PAPER_SETTINGS[name]
