@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from functools import lru_cache
+from functools import cache
 
 import torch
 from diffusers.utils import logging
@@ -11,11 +11,12 @@ from torch import Tensor
 
 from .plan import Plan
 from .reference import reference_attention
-from .rows import build_pyramid, gather_rows, scatter_rows
+from .rows import build_pyramid, gather_rows, scatter_rows, tile_means
 
 logger = logging.get_logger(__name__)
 
 IMPLS = ("auto", "torch", "triton", "reference")
+NO_PARTIAL = "cannot test keys against boxes in partial tiles"
 
 
 def attend(
@@ -45,10 +46,11 @@ def attend(
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit each other or the plan, or an unknown `impl`.
+        NotImplementedError: the plan needs what the named `impl` cannot do.
     """
     _check(query, key, value, plan)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    impl = resolve_impl(impl, query.device)
+    impl = resolve_impl(impl, query.device, plan)
     if impl == "reference":
         out, lse = reference_attention(query, key, value, plan, scale)
         out = out.to(query.dtype)
@@ -56,17 +58,29 @@ def attend(
         forward = _forward(impl)
         rows = gather_rows(query, plan.query_rows, plan)
         out, lse = forward(rows, build_pyramid(key, plan), build_pyramid(value, plan), plan, scale)
+        if plan.post is not None:
+            out = plan.post(out, tile_means(value, plan, plan.post.tile))
         out, lse = scatter_rows(out, lse, plan)
     return (out, lse) if return_lse else out
 
 
-def resolve_impl(impl: str, device: torch.device) -> str:
-    """The implementation that `impl` means on `device`; `"auto"` is explained in the log once."""
+def check_impl(impl: str) -> None:
+    """Raise unless `impl` is a name that [`attend`] knows."""
     if impl not in IMPLS:
         raise ValueError(f"impl must be one of {', '.join(IMPLS)}, got {impl!r}")
+
+
+def resolve_impl(impl: str, device: torch.device, plan: Plan | None = None) -> str:
+    """The implementation that `impl` means on `device`, for `plan`; `"auto"` is explained in the log once."""
+    check_impl(impl)
+    lacking = plan is not None and plan.partial
+    if impl == "triton" and lacking:
+        raise NotImplementedError(f"impl='triton' {NO_PARTIAL}; use impl='torch' or strides that are whole tiles")
     if impl != "auto":
         return impl
     choice, reason = choose_impl(device)
+    if choice == "triton" and lacking:
+        choice, reason = "torch", f"the Triton kernels {NO_PARTIAL}"
     _explain(choice, reason)
     return choice
 
@@ -82,7 +96,7 @@ def choose_impl(device: torch.device) -> tuple[str, str]:
     return "triton", f"the tensors are on {torch.cuda.get_device_name(device)}"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _explain(choice: str, reason: str) -> None:
     logger.info(f"impl='auto' runs {choice!r}: {reason}")
 

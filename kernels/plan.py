@@ -8,6 +8,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .affine import Affine
+from .boxes import Boxes
+
 
 @dataclass(frozen=True, eq=False)
 class TileList:
@@ -18,16 +21,19 @@ class TileList:
         indices (`torch.Tensor`): `(B|1, H|1, NQ, M)` int32, tile numbers within this level, each at most once.
         tile (`int`): rows of one KV tile.
         pool (`int`, *optional*, defaults to 1): tokens averaged into one KV row.
+        partial (`torch.Tensor`, *optional*): shape of `indices`, bool; entries in which `Plan.boxes` decide which
+            keys are seen.
     """
 
     counts: Tensor
     indices: Tensor
     tile: int
     pool: int = 1
+    partial: Tensor | None = None
 
     @classmethod
-    def from_mask(cls, mask: Tensor, tile: int, pool: int = 1) -> TileList:
-        """Lists of the kept tiles of a boolean `(B|1, H|1, NQ, NK)` tile mask, ascending.
+    def from_mask(cls, mask: Tensor, tile: int, pool: int = 1, partial: Tensor | None = None) -> TileList:
+        """Lists of the kept tiles of a boolean `(B|1, H|1, NQ, NK)` tile mask, ascending; `partial` is a second one.
 
         >>> lists = TileList.from_mask(torch.tensor([[[[True, False, True], [False, True, False]]]]), tile=64)
         >>> lists.counts.tolist(), lists.indices.tolist()
@@ -36,13 +42,26 @@ class TileList:
         counts = mask.sum(-1, dtype=torch.int32)
         width = max(int(counts.max()), 1)
         kept_first = torch.argsort((~mask).to(torch.uint8), dim=-1, stable=True)
-        return cls(counts, kept_first[..., :width].to(torch.int32).contiguous(), tile, pool)
+        kept_first = kept_first[..., :width]
+        if partial is not None:
+            partial = (mask & partial).gather(-1, kept_first) if bool((mask & partial).any()) else None
+        return cls(counts, kept_first.to(torch.int32).contiguous(), tile, pool, partial)
 
-    def to_mask(self, tiles: int) -> Tensor:
-        """The boolean `(B|1, H|1, NQ, tiles)` tile mask of these lists."""
-        live = torch.arange(self.indices.shape[-1], device=self.indices.device) < self.counts[..., None]
+    @property
+    def live(self) -> Tensor:
+        """Shape of `indices`, bool: the entries that are read."""
+        return torch.arange(self.indices.shape[-1], device=self.indices.device) < self.counts[..., None]
+
+    def to_mask(self, tiles: int, entries: Tensor | None = None) -> Tensor:
+        """The boolean `(B|1, H|1, NQ, tiles)` tile mask of these lists, or of some of their `entries`."""
+        live = self.live if entries is None else self.live & entries
         hits = torch.zeros(*self.indices.shape[:-1], tiles, dtype=torch.int32, device=self.indices.device)
         return hits.scatter_add_(-1, self.indices.long(), live.to(torch.int32)) > 0
+
+    def to(self, device: torch.device) -> TileList:
+        """The same lists on another device."""
+        partial = None if self.partial is None else self.partial.to(device)
+        return replace(self, counts=self.counts.to(device), indices=self.indices.to(device), partial=partial)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +81,9 @@ class Plan:
         q_rows (`torch.Tensor`, *optional*): `(B|1, H|1, Rq)` int64, token of each query row where it differs from
             `order`; a token may have several rows, which are merged by their log-sum-exp.
         key_mask (`torch.Tensor`, *optional*): `(B, S)` bool, False for keys that nobody attends to.
+        boxes ([`Boxes`], *optional*): which keys the rows see in the `partial` entries of the one, unpooled level.
+        post ([`Affine`], *optional*): applied to the rows of out before they are put back into tokens; lse is the one
+            before it. Not together with `q_rows`.
     """
 
     tokens: int
@@ -70,12 +92,16 @@ class Plan:
     block_q: int
     q_rows: Tensor | None = None
     key_mask: Tensor | None = None
+    boxes: Boxes | None = None
+    post: Affine | None = None
     _cache: dict = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         for name, rows in (("order", self.order), ("q_rows", self.query_rows)):
             if rows.ndim != 3 or rows.shape[-1] % self.block_q:
-                raise ValueError(f"{name} must be (B|1, H|1, R) with R a multiple of {self.block_q}, got {tuple(rows.shape)}")
+                raise ValueError(
+                    f"{name} must be (B|1, H|1, R) with R a multiple of {self.block_q}, got {tuple(rows.shape)}"
+                )
         tiles = self.query_rows.shape[-1] // self.block_q
         for lists in self.lists:
             if self.order.shape[-1] % lists.pool:
@@ -87,6 +113,20 @@ class Plan:
                 )
         if len({lists.pool for lists in self.lists}) != len(self.lists):
             raise ValueError(f"one list per pooling level, got pools {[lists.pool for lists in self.lists]}")
+        self._check_extras(tiles)
+
+    def _check_extras(self, tiles: int) -> None:
+        if self.partial:
+            if self.boxes is None or len(self.lists) > 1 or self.lists[0].pool > 1:
+                raise ValueError("partial entries need boxes and one single list, of pool 1")
+            rows, keys = self.query_rows.shape[-1], self.order.shape[-1]
+            if self.boxes.low.shape[0] != rows or self.boxes.coordinate.shape[0] != keys:
+                raise ValueError(f"boxes must have {rows} query rows and {keys} key rows")
+        if self.post is not None:
+            if self.q_rows is not None:
+                raise ValueError("post cannot go with q_rows: rows of one token would be scaled before they merge")
+            if self.post.weights.shape[-2:] != (tiles, self.order.shape[-1] // self.post.tile):
+                raise ValueError(f"post must cover {tiles} query tiles, got weights {tuple(self.post.weights.shape)}")
 
     def with_key_mask(self, key_mask: Tensor) -> Plan:
         """The same plan, ignoring the keys where the `(B, S)` boolean `key_mask` is False."""
@@ -99,15 +139,20 @@ class Plan:
         device = torch.device(device)
         if device == self.order.device:
             return self
-        lists = tuple(replace(level, counts=level.counts.to(device), indices=level.indices.to(device)) for level in self.lists)
-        moved = {name: getattr(self, name) for name in ("order", "q_rows", "key_mask")}
-        moved = {name: tensor if tensor is None else tensor.to(device) for name, tensor in moved.items()}
+        lists = tuple(level.to(device) for level in self.lists)
+        moved = {name: getattr(self, name) for name in ("order", "q_rows", "key_mask", "boxes", "post")}
+        moved = {name: part if part is None else part.to(device) for name, part in moved.items()}
         return replace(self, lists=lists, **moved, _cache={})
 
     @property
     def query_rows(self) -> Tensor:
         """`(B|1, H|1, Rq)` int64, token of each query row, -1 for padding."""
         return self.order if self.q_rows is None else self.q_rows
+
+    @property
+    def partial(self) -> bool:
+        """Whether `boxes` decide in some tile."""
+        return any(lists.partial is not None for lists in self.lists)
 
     @cached_property
     def in_order(self) -> bool:
@@ -146,7 +191,10 @@ class Plan:
 
     @cached_property
     def density(self) -> float:
-        """Query-key products computed over the S x S of dense attention, a pooled key counting as one."""
+        """Query-key products computed over the S x S of dense attention, a pooled key counting as one.
+
+        Partial tiles are computed whole, and count whole.
+        """
         return sum(self.level_density.values())
 
     @cached_property
@@ -175,10 +223,20 @@ class Plan:
             valid = self.valid_keys.gather(-1, self.row_of_token.expand(self.valid_keys.shape[0], -1, -1))
             mask, tile, valid = _broadcast(mask, tile[:, :, None], valid[:, :, None])
             kept = mask.gather(-1, tile.expand(*mask.shape[:3], -1)) & valid  # (b, h, Rq, S)
+            if lists.partial is not None:
+                kept = kept & self._seen_in_partial(lists, query_tile, tile)
             kept = _rows_to_tokens(kept, self.query_rows, self.tokens)
             level = torch.full((), lists.pool, dtype=torch.int32, device=kept.device)
             seen = torch.where(kept, level, 0 if seen is None else seen)
         return seen
+
+    def _seen_in_partial(self, lists: TileList, query_tile: Tensor, tile: Tensor) -> Tensor:
+        """`(b, h, Rq, S)` bool, True outside partial tiles and inside the boxes."""
+        partial = lists.to_mask(self.level_rows(lists) // lists.tile, lists.partial)[:, :, query_tile]
+        rows = torch.arange(self.query_rows.shape[-1], device=self.order.device)
+        inside = self.boxes.inside(rows, self.row_of_token)  # (b, h, Rq, S)
+        partial, tile = _broadcast(partial, tile)
+        return inside | ~partial.gather(-1, tile.expand(*partial.shape[:3], -1))
 
     def describe(self) -> str:
         """One line for people: tokens, padding, tiles, density by level."""

@@ -33,6 +33,8 @@ def reference_attention(query: Tensor, key: Tensor, value: Tensor, plan: Plan, s
             total = torch.logsumexp(scores, dim=-1)
             probs = (scores - total.where(total > -torch.inf, 0)[:, None]).exp()
             out[b, :, h] = probs @ torch.cat(values)
+            if plan.post is not None:
+                _affine(out[b, :, h], value[b, :, kv_head], plan, b, h)
             lse.append(total)
     return out, torch.stack(lse).view(batch, heads, tokens)
 
@@ -54,6 +56,20 @@ def _level(key: Tensor, value: Tensor, plan: Plan, lists, b: int, h: int) -> tup
     return torch.stack(keys), torch.stack(values), torch.stack(bias)
 
 
+def _affine(out: Tensor, value: Tensor, plan: Plan, b: int, h: int) -> None:
+    scale, weights = _pick(plan.post.scale, b, h).double(), _pick(plan.post.weights, b, h).double()
+    order, valid = _pick(plan.order, b, h), _pick(plan.valid_keys, b, h)
+    for tile in range(len(scale)):
+        rest = torch.zeros_like(out[0])
+        for source, rows in enumerate(order.split(plan.post.tile)):
+            tokens = rows[valid.split(plan.post.tile)[source]]
+            if len(tokens):
+                rest += weights[tile, source] * value[tokens].double().mean(0)
+        tokens = order[tile * plan.block_q : (tile + 1) * plan.block_q]
+        tokens = tokens[tokens >= 0]
+        out[tokens] = scale[tile] * out[tokens] + rest
+
+
 def _visits(plan: Plan, lists, b: int, h: int) -> Tensor:
     counts, indices = _pick(lists.counts, b, h), _pick(lists.indices, b, h)
     level_rows = plan.order.shape[-1] // lists.pool
@@ -61,6 +77,9 @@ def _visits(plan: Plan, lists, b: int, h: int) -> Tensor:
     for row, token in enumerate(_pick(plan.query_rows, b, h).tolist()):
         if token >= 0:
             tile = row // plan.block_q
-            for entry in indices[tile, : counts[tile]].tolist():
-                seen[token, entry * lists.tile : (entry + 1) * lists.tile] += 1
+            for position, entry in enumerate(indices[tile, : counts[tile]].tolist()):
+                keys = torch.arange(entry * lists.tile, min((entry + 1) * lists.tile, level_rows), device=seen.device)
+                if lists.partial is not None and _pick(lists.partial, b, h)[tile, position]:
+                    keys = keys[plan.boxes.inside(torch.tensor([row], device=seen.device), keys)[0]]
+                seen[token, keys] += 1
     return seen

@@ -44,6 +44,13 @@ def build_pyramid(tokens: Tensor, plan: Plan) -> Tensor:
     return torch.cat(levels, dim=2)
 
 
+def tile_means(tokens: Tensor, plan: Plan, tile: int) -> Tensor:
+    """Mean valid token of every `tile` rows, 0 where there is none: `(B, S, H, D)` to `(B, H, R / tile, D)`."""
+    rows = gather_rows(tokens, plan.order, plan) * plan.valid_keys[..., None].to(tokens.dtype)
+    sums = rows.unflatten(2, (-1, tile)).sum(3, dtype=torch.promote_types(rows.dtype, torch.float32))
+    return sums / plan.valid_keys.unflatten(-1, (-1, tile)).sum(-1).clamp(min=1)[..., None]
+
+
 def scatter_rows(out: Tensor, lse: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     """Rows back to tokens: out `(B, H, Rq, D)` to `(B, S, H, D)`, lse `(B, H, Rq)` to `(B, H, S)`."""
     if plan.q_rows is not None:

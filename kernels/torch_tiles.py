@@ -6,14 +6,11 @@ each chunk is one batched attention call. Nothing is padded to the longest list 
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from .plan import Plan
-
-CHUNK_BYTES = 2 << 20  # gathered keys and values per thread: flat optimum between 0.5 and 8 MB on the CPUs measured
+from .worklist import Chunk, Worklist, worklist
 
 
 def forward(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
@@ -36,13 +33,15 @@ class _TileAttention(torch.autograd.Function):
         out = torch.zeros_like(query)
         lse = torch.full(query.shape[:3], -torch.inf, dtype=_wide(query.dtype), device=query.device)
         work = worklist(plan, query, key)
-        tiles, granules, bias = _views(query, key, value, plan, work)
+        tiles, keys, values = query.view(-1, plan.block_q, query.shape[-1]), work.granules(key), work.granules(value)
         out_tiles, lse_tiles = out.view_as(tiles), lse.view(tiles.shape[:2])
-        for rows, visited in work.chunks:
-            keys, values = (_gather(source, visited) for source in granules)
-            chunk_out, chunk_lse = _softmax_attention(tiles[rows], keys, values, _gather(bias, visited), scale)
-            out_tiles.index_copy_(0, rows, chunk_out)
-            lse_tiles.index_copy_(0, rows, chunk_lse)
+        bias = work.bias(plan, key)
+        for chunk in work.chunks:
+            mask = _mask(plan, work, chunk, bias)
+            k, v = (_gather(source, chunk.visited) for source in (keys, values))
+            chunk_out, chunk_lse = _softmax_attention(tiles[chunk.rows], k, v, mask, scale)
+            out_tiles.index_copy_(0, chunk.rows, chunk_out)
+            lse_tiles.index_copy_(0, chunk.rows, chunk_lse)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.plan, ctx.scale = plan, scale
         return out, lse
@@ -50,113 +49,86 @@ class _TileAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_out, grad_lse):
         query, key, value, out, lse = ctx.saved_tensors
-        work = worklist(ctx.plan, query, key)
-        tiles, (keys, values), bias = _views(query, key, value, ctx.plan, work)
+        plan = ctx.plan
+        work = worklist(plan, query, key)
+        tiles, keys, values = query.view(-1, plan.block_q, query.shape[-1]), work.granules(key), work.granules(value)
         grad_out, out = grad_out.contiguous().view_as(tiles), out.view_as(tiles)
         lse, grad_lse = lse.view(tiles.shape[:2]), grad_lse.contiguous().view(tiles.shape[:2])
-        grads = torch.zeros_like(tiles), torch.zeros_like(keys), torch.zeros_like(values)
-        for rows, visited in work.chunks:
+        grad_tiles, grad_keys, grad_values = torch.zeros_like(tiles), _zeros(keys), _zeros(values)
+        bias = work.bias(plan, key)
+        for chunk in work.chunks:
             # dS = P * (dP - (rowsum(dO * O) - dLSE))
-            k, v, logw = (_gather(source, visited) for source in (keys, values, bias))
+            rows = chunk.rows
+            k, v = (_gather(source, chunk.visited) for source in (keys, values))
             total = lse[rows].where(lse[rows] > -torch.inf, 0)[..., None]
-            probs = (ctx.scale * tiles[rows] @ k.mT + _add(logw) - total).exp().to(k.dtype)
+            logits = ctx.scale * tiles[rows] @ k.mT + _add(_mask(plan, work, chunk, bias))
+            probs = (logits - total).exp().to(k.dtype)
             delta = (grad_out[rows] * out[rows]).sum(-1, dtype=lse.dtype) - grad_lse[rows]
             scores = (probs * (grad_out[rows] @ v.mT - delta[..., None])).to(k.dtype) * ctx.scale
-            grads[0].index_copy_(0, rows, scores @ k)
-            for grad, part in ((grads[1], scores.mT @ tiles[rows]), (grads[2], probs.mT @ grad_out[rows])):
-                grad.index_add_(0, visited.flatten(), part.reshape(-1, *grad.shape[1:]))
-        return grads[0].view_as(query), grads[1].view_as(key), grads[2].view_as(value), None, None
+            grad_tiles.index_copy_(0, rows, scores @ k)
+            _scatter_add(grad_keys, chunk.visited, scores.mT @ tiles[rows])
+            _scatter_add(grad_values, chunk.visited, probs.mT @ grad_out[rows])
+        grads = (torch.cat([part.view(*key.shape[:2], -1, key.shape[-1]) for part in parts], 2)
+                 for parts in (grad_keys, grad_values))  # fmt: skip
+        return grad_tiles.view_as(query), *grads, None, None
 
 
-class Worklist:
-    """Chunks of `(query tiles (n,), KV granules (n, L))`, every tile of a chunk visiting the same number of granules.
-
-    A granule is the largest number of rows that divides every tile size of the plan.
-    """
-
-    def __init__(self, plan: Plan, query: Tensor, key: Tensor) -> None:
-        self.granule = math.gcd(*(lists.tile for lists in plan.lists))
-        tiles, granules = _entries(plan, query.shape[:2], key.shape[1], key.shape[2], self.granule)
-        by_tile = torch.argsort(tiles, stable=True)
-        granules = granules[by_tile]
-        lengths = torch.bincount(tiles, minlength=query.shape[0] * query.shape[1] * query.shape[2] // plan.block_q)
-        first = lengths.cumsum(0) - lengths
-        row_bytes = 2 * self.granule * key.shape[-1] * key.element_size()
-        budget = CHUNK_BYTES * torch.get_num_threads()
-        self.chunks = []
-        for length in lengths.unique().tolist():
-            if length:
-                rows = (lengths == length).nonzero().flatten()
-                visited = granules[first[rows, None] + torch.arange(length, device=rows.device)]
-                size = max(1, budget // (row_bytes * length))
-                self.chunks += zip(rows.split(size), visited.split(size))
+def _gather(sources: list[Tensor], visited: list[Tensor]) -> Tensor:
+    """Granules `(N, G, ...)` of every run by the indices `(n, L)` of every run: `(n, sum L G, ...)`."""
+    picked = [
+        source.index_select(0, index.flatten()).view(len(index), index.shape[1] * source.shape[1], *source.shape[2:])
+        for source, index in zip(sources, visited)
+    ]
+    return picked[0] if len(picked) == 1 else torch.cat(picked, 1)
 
 
-def worklist(plan: Plan, query: Tensor, key: Tensor) -> Worklist:
-    """The plan's worklist for these shapes, built once."""
-    at = (tuple(query.shape), tuple(key.shape), key.element_size(), torch.get_num_threads())
-    if at not in plan._cache:
-        plan._cache[at] = Worklist(plan, query, key)
-    return plan._cache[at]
+def _scatter_add(sources: list[Tensor], visited: list[Tensor], parts: Tensor) -> None:
+    """The transpose of `_gather`, added to `sources`."""
+    sizes = [index.shape[1] * source.shape[1] for source, index in zip(sources, visited)]
+    for source, index, part in zip(sources, visited, parts.split(sizes, 1)):
+        source.index_add_(0, index.flatten(), part.reshape(-1, *source.shape[1:]))
 
 
-def _entries(plan: Plan, batch_heads, kv_heads: int, kv_rows: int, granule: int) -> tuple[Tensor, Tensor]:
-    """Flat (query tile, granule) pairs of all lists over `B * H * NQ` tiles and `B * Hkv * Rkv / granule` granules."""
-    batch, heads = batch_heads
-    device = plan.order.device
-    head = torch.arange(batch * heads, device=device)
-    kv_head = head // heads * kv_heads + head % heads // (heads // kv_heads)
-    tiles, granules = [], []
-    for lists in plan.lists:
-        counts = lists.counts.expand(batch, heads, -1).flatten(0, 1)
-        indices = lists.indices.expand(batch, heads, -1, -1).flatten(0, 1).long()
-        first = indices * (lists.tile // granule) + plan.level_start(lists) // granule
-        first = first + (kv_head * (kv_rows // granule))[:, None, None]
-        live = torch.arange(indices.shape[-1], device=device) < counts[..., None]
-        tile = torch.arange(live.shape[0] * live.shape[1], device=device).view(*live.shape[:2], 1).expand_as(live)
-        run = torch.arange(lists.tile // granule, device=device)
-        granules.append((first[live][:, None] + run).flatten())
-        tiles.append(tile[live].repeat_interleave(len(run)))
-    return torch.cat(tiles), torch.cat(granules)
+def _mask(plan: Plan, work: Worklist, chunk: Chunk, bias: list[Tensor] | None) -> Tensor | None:
+    """What is added to the scores of a chunk, `(n, 1, L)` or `(n, BQ, L)`; None for nothing."""
+    mask = None if bias is None else _gather(bias, chunk.visited)[:, None]
+    if chunk.tested is None:
+        return mask
+    (run,), (visited,) = work.runs, chunk.visited
+    lane = torch.arange(run.granule, device=visited.device)
+    keys = ((visited % (run.rows // run.granule) * run.granule)[..., None] + lane).flatten(1)
+    keys = keys.clamp(max=plan.order.shape[-1] - 1)
+    rows = chunk.rows % (plan.query_rows.shape[-1] // plan.block_q) * plan.block_q
+    rows = rows[:, None] + torch.arange(plan.block_q, device=rows.device)
+    seen = plan.boxes.inside(rows, keys) | ~chunk.tested.repeat_interleave(run.granule, 1)[:, None]
+    dtype = work.dtype if mask is None else mask.dtype
+    cut = torch.zeros((), dtype=dtype, device=rows.device).where(seen, -torch.inf)
+    return cut if mask is None else mask + cut
 
 
-def _views(query: Tensor, key: Tensor, value: Tensor, plan: Plan, work: Worklist):
-    """Query tiles `(B H NQ, BQ, D)`, key and value granules `(B Hkv NG, G, D)` and log-weights `(B Hkv NG, G)`."""
-    dim = query.shape[-1]
-    bias = None
-    if bool((plan.kv_logw != 0).any()):
-        bias = plan.kv_logw.expand(*key.shape[:2], -1).to(query.dtype).reshape(-1, work.granule)
-    keys, values = (rows.view(-1, work.granule, dim) for rows in (key, value))
-    return query.view(-1, plan.block_q, dim), (keys, values), bias
-
-
-def _gather(granules: Tensor | None, visited: Tensor) -> Tensor | None:
-    if granules is None:
-        return None
-    picked = granules.index_select(0, visited.flatten())
-    return picked.view(len(visited), visited.shape[1] * granules.shape[1], *granules.shape[2:])
-
-
-def _softmax_attention(query: Tensor, key: Tensor, value: Tensor, logw: Tensor | None, scale: float):
-    """`(N, BQ, D)` against `(N, L, D)` with log-weights `(N, L)`; out and lse, rows without any key 0 and -inf."""
+def _softmax_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float):
+    """`(N, BQ, D)` against `(N, L, D)` plus `mask` `(N, 1|BQ, L)`; out and lse, rows without any key 0 and -inf."""
     if query.device.type != "cpu":
-        scores = scale * query @ key.mT + _add(logw)
+        scores = scale * query @ key.mT + _add(mask)
         lse = torch.logsumexp(scores.to(_wide(scores.dtype)), dim=-1)
         probs = (scores - lse.where(lse > -torch.inf, 0)[..., None]).exp()
         return probs.to(value.dtype) @ value, lse
-    mask = None if logw is None else logw[:, None, None]
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query[:, None], key[:, None], value[:, None], attn_mask=mask, scale=scale
+        query[:, None], key[:, None], value[:, None], attn_mask=None if mask is None else mask[:, None], scale=scale
     )
     out, lse = out[:, 0], lse[:, 0]
-    if logw is not None:
-        empty = (logw == -torch.inf).all(-1)[:, None]
+    if mask is not None:
+        empty = (mask == -torch.inf).all(-1)
         out, lse = out.masked_fill(empty[..., None], 0), lse.masked_fill(empty, -torch.inf)
     return out, lse
 
 
-def _add(logw: Tensor | None) -> Tensor | float:
-    return 0.0 if logw is None else logw[:, None]
+def _add(mask: Tensor | None) -> Tensor | float:
+    return 0.0 if mask is None else mask
+
+
+def _zeros(parts: list[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(part) for part in parts]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

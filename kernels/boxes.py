@@ -1,0 +1,38 @@
+"""Boxes of keys: the test that cuts a window out of the tiles it only touches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Boxes:
+    """The keys each query row may see in partial tiles: `low <= coordinate <= high` along every axis.
+
+    Separable, so A comparisons per query and key decide, and nothing is stored per pair (as in generalized
+    neighborhood attention, arXiv 2504.16922). The same for all batch entries and heads.
+
+    Args:
+        low, high (`torch.Tensor`): `(Rq, A)` int32, inclusive bounds of each query row.
+        coordinate (`torch.Tensor`): `(R, A)` int32, where the key of each row of the plan's order lies.
+    """
+
+    low: Tensor
+    high: Tensor
+    coordinate: Tensor
+
+    def to(self, device: torch.device) -> Boxes:
+        """The same boxes on another device."""
+        return Boxes(self.low.to(device), self.high.to(device), self.coordinate.to(device))
+
+    def inside(self, rows: Tensor, keys: Tensor) -> Tensor:
+        """Whether each key row lies in the box of each query row: `(..., Q)` and `(..., K)` to `(..., Q, K)` bool."""
+        low, high, at = self.low[rows], self.high[rows], self.coordinate[keys]
+        seen = torch.ones((), dtype=torch.bool, device=rows.device)
+        for axis in range(at.shape[-1]):
+            key = at[..., None, :, axis]
+            seen = seen & (key >= low[..., :, None, axis]) & (key <= high[..., :, None, axis])
+        return seen

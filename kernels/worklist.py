@@ -1,0 +1,146 @@
+"""The lists of a plan, flattened and cut into chunks of equal work for the torch path."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import accumulate, groupby
+
+import torch
+from torch import Tensor
+
+from .plan import Plan, TileList
+
+CHUNK_BYTES = 2 << 20  # gathered keys and values per thread: flat optimum between 0.5 and 8 MB on the CPUs measured
+THIN_TILE = 4  # rows; a level of smaller tiles is gathered on its own, so that it does not cut up the others
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Consecutive levels whose KV rows are gathered in the same granules: the gcd of their tile sizes.
+
+    Args:
+        lists (`tuple[TileList, ...]`): the levels.
+        starts (`tuple[int, ...]`): first KV row of each level, within the run.
+        start (`int`): first KV row of the run.
+        rows (`int`): KV rows of the run, of one head.
+        granule (`int`): rows gathered at once.
+    """
+
+    lists: tuple[TileList, ...]
+    starts: tuple[int, ...]
+    start: int
+    rows: int
+    granule: int
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Query tiles that visit equally many granules of each run.
+
+    Args:
+        rows (`torch.Tensor`): `(n,)`, numbers among all `B * H * NQ` query tiles.
+        visited (`list[torch.Tensor]`): per run `(n, L)`, numbers among its `B * Hkv * rows / granule` granules.
+        tested (`torch.Tensor`, *optional*): `(n, L)` bool, granules whose keys are tested against the boxes.
+    """
+
+    rows: Tensor
+    visited: list[Tensor]
+    tested: Tensor | None
+
+
+class Worklist:
+    """The chunks of a plan for one shape of inputs.
+
+    Args:
+        plan ([`Plan`]): whose lists to flatten.
+        query (`torch.Tensor`): `(B, H, Rq, D)`.
+        key (`torch.Tensor`): `(B, Hkv, Rkv, D)`.
+    """
+
+    def __init__(self, plan: Plan, query: Tensor, key: Tensor) -> None:
+        self.runs, self.dtype = _runs(plan), query.dtype
+        tiles = query.shape[0] * query.shape[1] * query.shape[2] // plan.block_q
+        flat = [_Flat(run, query.shape[:2], key.shape[1], tiles) for run in self.runs]
+        kinds = torch.stack([part.lengths for part in flat] + [part.has_partial for part in flat], -1)
+        found, kind = kinds.unique(dim=0, return_inverse=True)
+        order = torch.argsort(kind, stable=True)
+        groups = order.split(torch.bincount(kind, minlength=len(found)).tolist())
+        row_bytes = 2 * key.shape[-1] * key.element_size()
+        self.chunks = []
+        for lengths, rows in zip(found.tolist(), groups):
+            lengths, partial = lengths[: len(flat)], any(lengths[len(flat) :])
+            keys = sum(length * run.granule for length, run in zip(lengths, self.runs))
+            if keys:
+                size = max(1, CHUNK_BYTES * torch.get_num_threads() // (row_bytes * keys))
+                self.chunks += [_chunk(part, lengths, flat, partial) for part in rows.split(size)]
+
+    def granules(self, rows: Tensor) -> list[Tensor]:
+        """KV rows `(B, Hkv, Rkv, ...)` of every run as `(B Hkv Rkv_run / G, G, ...)`."""
+        return [
+            rows[:, :, run.start : run.start + run.rows].reshape(-1, run.granule, *rows.shape[3:]) for run in self.runs
+        ]
+
+    def bias(self, plan: Plan, key: Tensor) -> list[Tensor] | None:
+        """The log-weights as `granules`, None where all are 0."""
+        if not bool((plan.kv_logw != 0).any()):
+            return None
+        return self.granules(plan.kv_logw.expand(*key.shape[:2], -1).to(key.dtype))
+
+
+def worklist(plan: Plan, query: Tensor, key: Tensor) -> Worklist:
+    """The plan's worklist for these shapes, built once."""
+    at = (tuple(query.shape), tuple(key.shape), query.dtype, torch.get_num_threads())
+    if at not in plan._cache:
+        plan._cache[at] = Worklist(plan, query, key)
+    return plan._cache[at]
+
+
+def _runs(plan: Plan) -> list[Run]:
+    runs, start = [], 0
+    for _, group in groupby(plan.lists, key=lambda lists: lists.tile < THIN_TILE):
+        lists = tuple(group)
+        ends = list(accumulate(plan.level_rows(level) for level in lists))
+        granule = math.gcd(*(level.tile for level in lists))
+        runs.append(Run(lists, (0, *ends[:-1]), start, ends[-1], granule))
+        start += ends[-1]
+    return runs
+
+
+def _chunk(rows: Tensor, lengths: list[int], flat: list[_Flat], partial: bool) -> Chunk:
+    at = [part.first[rows, None] + torch.arange(length, device=rows.device) for part, length in zip(flat, lengths)]
+    visited = [part.granules[index] for part, index in zip(flat, at)]
+    return Chunk(rows, visited, flat[0].partial[at[0]] if partial else None)
+
+
+class _Flat:
+    """The granules of one run, sorted by query tile."""
+
+    def __init__(self, run: Run, batch_heads: tuple[int, int], kv_heads: int, tiles: int) -> None:
+        parts = [_entries(lists, start, run, batch_heads, kv_heads) for lists, start in zip(run.lists, run.starts)]
+        owner, granules, partial = (torch.cat(columns) for columns in zip(*parts))
+        by_tile = torch.argsort(owner, stable=True)
+        self.granules, self.partial = granules[by_tile], partial[by_tile]
+        self.lengths = torch.bincount(owner, minlength=tiles)
+        self.has_partial = torch.bincount(owner[partial], minlength=tiles).clamp(max=1)
+        self.first = self.lengths.cumsum(0) - self.lengths
+
+
+def _entries(lists: TileList, start: int, run: Run, batch_heads: tuple[int, int], kv_heads: int) -> list[Tensor]:
+    """Flat (query tile, granule, whether it is partial) of one level."""
+    batch, heads = batch_heads
+    device = lists.counts.device
+    head = torch.arange(batch * heads, device=device)
+    kv_head = head // heads * kv_heads + head % heads // (heads // kv_heads)
+    indices = lists.indices.expand(batch, heads, -1, -1).flatten(0, 1).long()
+    live = lists.live.expand(batch, heads, -1, -1).flatten(0, 1)
+    partial = torch.zeros_like(live) if lists.partial is None else lists.partial.expand(batch, heads, -1, -1)
+    first = (indices * lists.tile + start + (kv_head * run.rows)[:, None, None]) // run.granule
+    tile = torch.arange(live.shape[0] * live.shape[1], device=device).view(*live.shape[:2], 1).expand_as(live)
+    part = torch.arange(lists.tile // run.granule, device=device)
+    copies = len(part)
+    return [
+        tile[live].repeat_interleave(copies),
+        (first[live][:, None] + part).flatten(),
+        partial.reshape(live.shape)[live].repeat_interleave(copies),
+    ]
