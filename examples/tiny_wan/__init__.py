@@ -1,0 +1,1 @@
+"""A tiny text-to-video model: synthetic scenes, wired VAE, training and evaluation."""

@@ -1,0 +1,126 @@
+"""WanTransformer3DModel on a bare set of tokens: the same arithmetic as its `forward`, made cheap to train.
+
+Three liberties: positions may be fractional and tokens any subset of the grid; padded text is one token with
+an additive log-count; and rotary pairs are split in halves by permuting the query and key channels alike.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from diffusers import WanTransformer3DModel
+from torch import Tensor, nn
+
+EXPLICIT_BELOW = 800  # tokens up to which a materialised softmax beats SDPA on a CPU
+
+
+def rotary_tables(positions: Tensor, head_dim: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
+    """cos and sin, (N, head_dim / 2), for (N, 3) real positions, laid out as WanRotaryPosEmbed does."""
+    side = 2 * (head_dim // 6)
+    angles = []
+    for axis, dim in enumerate((head_dim - 2 * side, side, side)):
+        frequencies = theta ** -(torch.arange(0, dim, 2, dtype=torch.float64, device=positions.device) / dim)
+        angles.append(positions[:, axis : axis + 1].double() * frequencies)
+    table = torch.cat(angles, 1)
+    return table.cos().float(), table.sin().float()
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate (B, N, H, D) whose even channels come first; cos and sin are (N, 1, D / 2)."""
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Dense attention, (B, N, H, D) -> (B, N, H * D)."""
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    if query.is_cuda or query.shape[2] > EXPLICIT_BELOW:
+        out = F.scaled_dot_product_attention(query, key, value)
+    else:
+        scores = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)
+        out = scores.softmax(-1) @ value
+    return out.transpose(1, 2).flatten(2)
+
+
+def _self_attention(layer: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    heads, dtype = layer.heads, x.dtype
+    even_first = torch.arange(layer.inner_dim, device=x.device).view(heads, -1, 2).transpose(1, 2).flatten()
+    rows = (layer.to_q, layer.norm_q), (layer.to_k, layer.norm_k)
+    weight = torch.cat([*(linear.weight[even_first] for linear, _ in rows), layer.to_v.weight]).to(dtype)
+    bias = torch.cat([*(linear.bias[even_first] for linear, _ in rows), layer.to_v.bias]).to(dtype)
+    *pair, value = F.linear(x, weight, bias).chunk(3, -1)
+    rotated = []
+    for projected, (_, norm) in zip(pair, rows, strict=True):
+        normed = F.rms_norm(projected, (layer.inner_dim,), norm.weight[even_first].to(dtype), norm.eps)
+        rotated.append(_rotate(normed.unflatten(-1, (heads, -1)), cos, sin))
+    out = attention(*rotated, value.unflatten(-1, (heads, -1)))
+    return F.linear(out, layer.to_out[0].weight.to(dtype), layer.to_out[0].bias.to(dtype))
+
+
+def _cross_attention(layer: nn.Module, x: Tensor, text: Tensor, log_count: Tensor) -> Tensor:
+    """`text` (B, L, C); `log_count` (B, 1, 1, L) is 0 for a word, log n for n equal pads, -inf for nothing."""
+    dtype = x.dtype
+    query = F.linear(x, layer.to_q.weight.to(dtype), layer.to_q.bias.to(dtype))
+    query = F.rms_norm(query, (layer.inner_dim,), layer.norm_q.weight.to(dtype), layer.norm_q.eps)
+    key, value = layer.norm_k(layer.to_k(text)).to(dtype), layer.to_v(text).to(dtype)
+    query, key, value = (y.unflatten(-1, (layer.heads, -1)).transpose(1, 2) for y in (query, key, value))
+    scores = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2) + log_count.to(dtype)
+    out = (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
+    return F.linear(out, layer.to_out[0].weight.to(dtype), layer.to_out[0].bias.to(dtype))
+
+
+def _modulated(x: Tensor, eps: float, shift: Tensor, scale: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=eps) * (1 + scale) + shift
+
+
+def _feed_forward(layer: nn.Module, x: Tensor) -> Tensor:
+    first, last = layer.net[0].proj, layer.net[2]
+    hidden = F.gelu(F.linear(x, first.weight.to(x.dtype), first.bias.to(x.dtype)), approximate="tanh")
+    return F.linear(hidden, last.weight.to(x.dtype), last.bias.to(x.dtype))
+
+
+def block(
+    layer: nn.Module, x: Tensor, text: Tensor, log_count: Tensor, time: Tensor, cos: Tensor, sin: Tensor
+) -> Tensor:
+    """One WanTransformerBlock on (B, N, C) in the dtype of `x`; `time` is (B, 6, C)."""
+    modulation = (layer.scale_shift_table + time).to(x.dtype)
+    shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation.chunk(6, 1)
+    eps = layer.norm1.eps
+    x = x + _self_attention(layer.attn1, _modulated(x, eps, shift, scale), cos, sin) * gate
+    norm = layer.norm2
+    normed = F.layer_norm(x, x.shape[-1:], norm.weight.to(x.dtype), norm.bias.to(x.dtype), eps)
+    x = x + _cross_attention(layer.attn2, normed, text, log_count)
+    return x + _feed_forward(layer.ffn, _modulated(x, eps, ffn_shift, ffn_scale)) * ffn_gate
+
+
+def forward_tokens(
+    model: WanTransformer3DModel,
+    tokens: Tensor,
+    positions: Tensor,
+    timestep: Tensor,
+    text: Tensor,
+    log_count: Tensor,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Velocity of noisy `tokens` (B, N, 4 C) at `positions` (N, 3), `timestep` (B,) in [0, 1000]; returns fp32."""
+    head_dim = model.config.attention_head_dim
+    cos, sin = (table.unsqueeze(1).to(dtype) for table in rotary_tables(positions, head_dim))
+    weight = model.patch_embedding.weight.permute(0, 2, 3, 4, 1).flatten(1)
+    x = F.linear(tokens.to(dtype), weight.to(dtype), model.patch_embedding.bias.to(dtype))
+    temb, time, text, _ = model.condition_embedder(timestep, text)
+    for layer in model.blocks:
+        x = block(layer, x, text, log_count, time.unflatten(1, (6, -1)), cos, sin)
+    shift, scale = (model.scale_shift_table + temb.unsqueeze(1)).chunk(2, 1)
+    return model.proj_out(_modulated(x.float(), model.norm_out.eps, shift, scale))
+
+
+def pad_text(embeddings: Tensor, mask: Tensor, length: int = 512) -> tuple[Tensor, Tensor]:
+    """Stand in for zero padding to `length`: (B, L, C), (B, L) -> text (B, L + 1, C), log counts (B, 1, 1, L + 1).
+
+    All pads are the same zero vector, so one of them with an additive log(count) does the work of them all.
+    """
+    count = mask.sum(1, keepdim=True)
+    slot = torch.arange(mask.shape[1] + 1, device=mask.device)
+    pad = torch.where(slot == count, (length - count).clamp(min=1).log(), -math.inf)
+    text = F.pad(embeddings * mask.unsqueeze(-1), (0, 0, 0, 1))
+    return text, torch.where(slot < count, 0.0, pad)[:, None, None]

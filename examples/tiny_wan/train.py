@@ -1,0 +1,201 @@
+"""Train the tiny Wan transformer and text encoder; `python -m examples.tiny_wan.train --help`.
+
+A run is one phase: some minutes on a mixture of token grids. Phases continue one another through --resume,
+coarse and cheap grids first, the reference grid (9 x 16 x 16 tokens: 33 frames of 128 x 128) last.
+"""
+
+import argparse
+import copy
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan, WanPipeline
+from torch import Tensor
+from tqdm import tqdm
+
+from examples.tiny_wan import fast
+from examples.tiny_wan.latents import analytic_latents, normalise, positions, to_tokens
+from examples.tiny_wan.model import SHIFT, build_pipeline, save_pipeline
+from examples.tiny_wan.optim import Average, Optimizers
+from examples.tiny_wan.scenes import Scene, frame_times, render, sample_scene
+from examples.tiny_wan.text import encode, pretrain
+from examples.tiny_wan.vae import wired_vae
+
+
+@dataclass(frozen=True)
+class GridSpec:
+    """`TxHxW[/n]:weight:batch`: a token grid, how many of its frames are kept, its odds and its batch size."""
+
+    grid: tuple[int, int, int]
+    frames: int
+    weight: float
+    batch: int
+
+    @classmethod
+    def parse(cls, text: str) -> "GridSpec":
+        """Read the command-line form, for example 9x16x16/2:1:8."""
+        shape, weight, batch = text.split(":")
+        grid, _, kept = shape.partition("/")
+        frames, height, width = map(int, grid.split("x"))
+        return cls((frames, height, width), int(kept or frames), float(weight), int(batch))
+
+
+def sample_sigmas(rng: np.random.Generator, count: int) -> Tensor:
+    """(count,) noise levels, stratified: 80 % logit-normal, 20 % uniform, then the scheduler's shift."""
+    strata = torch.from_numpy((rng.permutation(count) + rng.random(count)) / count)
+    normal = torch.sigmoid(torch.special.ndtri(strata.clamp(1e-4, 1 - 1e-4)))
+    base = torch.where(torch.from_numpy(rng.random(count)) < 0.8, normal, strata)
+    return (SHIFT * base / (1 + (SHIFT - 1) * base)).float()
+
+
+def sample_tokens(scenes: list[Scene], spec: GridSpec, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Clean tokens (B, N, 24) of rendered scenes and their positions (N, 3); only the kept frames are rendered."""
+    frames, height, width = spec.grid
+    kept = torch.from_numpy(np.sort(rng.permutation(frames)[: spec.frames]))
+    later = kept[kept > 0]
+    # The first frame is always rendered, for analytic_latents expects it, and dropped where it is not kept.
+    index = torch.cat([torch.zeros(1, dtype=torch.long), (4 * later[:, None] + torch.arange(-3, 1)).flatten()])
+    times = frame_times(4 * (frames - 1) + 1)[index]
+    video = torch.stack([render(scene, times, 8 * height, 8 * width) for scene in scenes])
+    latents = normalise(analytic_latents(video))[:, :, len(later) - len(kept) + 1 :]
+    places = positions(spec.grid).unflatten(0, (frames, -1))[kept].flatten(0, 1)
+    return to_tokens(latents), places
+
+
+class Trainer:
+    """Live modules, their average, optimizers and counters."""
+
+    def __init__(self, pipe: WanPipeline, args: argparse.Namespace) -> None:
+        self.args, self.pipe = args, pipe
+        self.rng = np.random.default_rng(args.seed)
+        self.live = [pipe.transformer.to(args.device).train(), pipe.text_encoder.to(args.device).train()]
+        self.dtype = torch.bfloat16 if args.bf16 else torch.float32
+        self.optimizers = Optimizers(*self.live, args.lr, args.text_lr)
+        self.average = Average(self.live, args.ema)
+        self.clips: dict[str, int] = {}
+        self.seconds = 0.0
+
+    def loss(self, spec: GridSpec) -> Tensor:
+        """Mean squared error of the velocity (noise - data) on one batch of fresh scenes."""
+        scenes = [sample_scene(self.rng) for _ in range(spec.batch)]
+        wordings = self.rng.choice(3, spec.batch, p=(0.5, 0.3, 0.2)).tolist()
+        dropped = self.rng.random(spec.batch) < 0.1
+        captions = ["" if d else s.caption(w) for s, w, d in zip(scenes, wordings, dropped, strict=True)]
+        clean, places = (x.to(self.args.device) for x in sample_tokens(scenes, spec, self.rng))
+        sigma = sample_sigmas(self.rng, spec.batch).to(clean.device)
+        noise = torch.randn_like(clean)
+        noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1))
+        transformer, text_encoder = self.live
+        text = fast.pad_text(*encode(self.pipe.tokenizer, text_encoder, captions))
+        velocity = fast.forward_tokens(transformer, noisy, places, 1000 * sigma, *text, self.dtype)
+        return (velocity - (noise - clean)).square().mean()
+
+    def step(self, spec: GridSpec, factor: float) -> float:
+        """One optimizer step at `factor` times the peak learning rate."""
+        loss = self.loss(spec)
+        loss.backward()
+        for module in self.live:
+            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        self.optimizers.step(factor)
+        self.average.update()
+        name = f"{'x'.join(map(str, spec.grid))}/{spec.frames}"
+        self.clips[name] = self.clips.get(name, 0) + spec.batch
+        return loss.item()
+
+    def save(self, folder: Path) -> None:
+        """Write the averaged pipeline and, beside it, what a later phase needs to continue."""
+        transformer, text_encoder = (copy.deepcopy(module).cpu().eval() for module in self.average.modules)
+        pipe = WanPipeline(
+            tokenizer=self.pipe.tokenizer, text_encoder=text_encoder, transformer=transformer, vae=self.pipe.vae,
+            scheduler=self.pipe.scheduler,
+        )  # fmt: skip
+        save_pipeline(pipe, folder / "pipeline")
+        state = {"live": [m.state_dict() for m in self.live], "optimizers": self.optimizers.state_dict()}
+        state |= {"average": [m.state_dict() for m in self.average.modules], "clips": self.clips}
+        torch.save(state | {"seconds": self.seconds, "steps": self.average.steps}, folder / "state.pt")
+
+    def load(self, path: Path) -> None:
+        """Continue from `save`'s state; the phase keeps its own seed, grids and learning rates."""
+        state = torch.load(path, map_location=self.args.device)
+        for modules, weights in ((self.live, state["live"]), (self.average.modules, state["average"])):
+            for module, weight in zip(modules, weights, strict=True):
+                module.load_state_dict(weight)
+        self.optimizers.load_state_dict(state["optimizers"])
+        self.clips, self.seconds, self.average.steps = state["clips"], state["seconds"], state["steps"]
+
+
+def learning_rate_factor(progress: float, step: int, warmup: int, decay_from: float) -> float:
+    """Linear warmup over `warmup` steps, constant, then linear to 2 % from `decay_from` of the phase on."""
+    decay = 1 - 0.98 * max(0.0, progress - decay_from) / max(1 - decay_from, 1e-9)
+    return min(1.0, (step + 1) / warmup) * min(decay, 1.0)
+
+
+def run_phase(trainer: Trainer, args: argparse.Namespace) -> None:
+    """Train for `args.minutes` of wall time, saving every `args.save_minutes`."""
+    weights = np.array([spec.weight for spec in args.grid])
+    start = saved = last = time.monotonic()
+    bar, step, smooth = tqdm(total=round(60 * args.minutes), unit="s", mininterval=20), 0, {}
+    while (elapsed := last - start) < 60 * args.minutes:
+        index = int(trainer.rng.choice(len(weights), p=weights / weights.sum()))
+        factor = learning_rate_factor(elapsed / (60 * args.minutes), step, args.warmup, args.decay_from)
+        loss = trainer.step(args.grid[index], factor)
+        smooth[index] = 0.95 * smooth.get(index, loss) + 0.05 * loss
+        now, step = time.monotonic(), step + 1
+        trainer.seconds += now - last
+        bar.update(now - last)
+        losses = " ".join(f"{index}:{loss:.4f}" for index, loss in sorted(smooth.items()))
+        bar.set_postfix_str(f"{losses} step {step}", refresh=False)
+        last = now
+        if now - saved > 60 * args.save_minutes:
+            trainer.save(args.out)
+            saved = now
+    bar.close()
+    trainer.save(args.out)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for pipeline/ and state.pt")
+    parser.add_argument("--grid", type=GridSpec.parse, action="append", required=True, help=GridSpec.__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--resume", type=Path, help="a state.pt, or a pipeline folder (fresh optimizers)")
+    parser.add_argument("--vae", type=Path, help="a trained VAE folder; default: the wired one")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--text-lr", type=float, default=2e-4)
+    parser.add_argument("--warmup", type=int, default=100, help="steps")
+    parser.add_argument("--decay-from", type=float, default=1.0, help="share of the phase after which the rate falls")
+    parser.add_argument("--ema", type=float, default=0.998)
+    parser.add_argument("--save-minutes", type=float, default=5.0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--bf16", action="store_true", help="only where the processor has bf16 arithmetic")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the block, one graph per grid")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one phase."""
+    args = parse_args(argv)
+    torch.manual_seed(args.seed)
+    torch.set_flush_denormal(True)
+    if args.compile:
+        fast.block = torch.compile(fast.block, dynamic=False)
+    vae = AutoencoderKLWan.from_pretrained(args.vae) if args.vae else wired_vae()
+    if args.resume and args.resume.is_dir():
+        pipe = WanPipeline.from_pretrained(args.resume)
+    else:
+        pipe = build_pipeline(vae)
+        pretrain(pipe.tokenizer, pipe.text_encoder.train(), np.random.default_rng(args.seed))
+    trainer = Trainer(pipe, args)
+    if args.resume and args.resume.is_file():
+        trainer.load(args.resume)
+    args.out.mkdir(parents=True, exist_ok=True)
+    run_phase(trainer, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""The synthetic world, its judge, the wired VAE, the fast forward and the shipped folder."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKLWan, WanPipeline
+
+from examples.tiny_wan import fast
+from examples.tiny_wan.evaluate import held_out_scenes, judge, score
+from examples.tiny_wan.latents import analytic_latents, positions, to_tokens
+from examples.tiny_wan.model import build_transformer
+from examples.tiny_wan.scenes import COLOURS, Scene, combinations, frame_times, render, sample_scene
+from examples.tiny_wan.train import GridSpec, sample_sigmas, sample_tokens
+from examples.tiny_wan.vae import encode_mean, wired_vae
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "diffattn" / "assets" / "tiny_wan"
+shipped = pytest.mark.skipif(not (FOLDER / "model_index.json").exists(), reason="the model folder is not installed")
+
+
+def test_scenes_repeat_with_their_seed_and_stay_in_range():
+    scenes = [sample_scene(np.random.default_rng(3)) for _ in range(2)]
+    assert scenes[0] == scenes[1]
+    clip = render(scenes[0], frame_times(5), 32, 48)
+    assert clip.shape == (5, 3, 32, 48)
+    assert clip.abs().max() <= 1
+
+
+def test_every_grid_shows_the_same_world():
+    scene = Scene("red", "circle", "right", "blue", start=(0.3, 0.5), gradient=(0.2, 0.1))
+    fine, coarse = (render(scene, frame_times(5), side, side) for side in (64, 32))
+    torch.testing.assert_close(torch.nn.functional.avg_pool2d(fine, 2), coarse, atol=0.25, rtol=0)
+
+
+def test_objects_never_leave_the_frame():
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        scene = sample_scene(rng)
+        clip = render(scene, torch.tensor([0.0, 1.0]), 64, 64)
+        colour = torch.tensor(COLOURS[scene.colour]).view(3, 1, 1)
+        object_here = (clip - colour).abs().amax(1) < 0.02
+        assert not (object_here[:, 0].any() or object_here[:, :, 0].any() or object_here[:, -1].any())
+
+
+def test_held_out_combinations_are_never_trained_on():
+    held_out, trained = set(combinations(held_out=True)), set(combinations(held_out=False))
+    assert not held_out & trained and len(held_out) >= 100
+    rng = np.random.default_rng(0)
+    assert all(sample_scene(rng).attributes in trained for _ in range(300))
+
+
+def test_judge_reads_rendered_truth():
+    scenes = held_out_scenes(60, seed=5)
+    verdicts = [judge(render(scene, frame_times(9), 64, 64)) for scene in scenes]
+    assert score(verdicts, scenes)["all four"] >= 0.98
+
+
+def test_wired_encoder_is_the_analytic_pooling():
+    video = torch.rand(1, 13, 3, 32, 48) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(encode_mean(wired_vae(), video), analytic_latents(video), atol=1e-4, rtol=0)
+
+
+def test_reference_positions_are_the_models_own():
+    assert positions((9, 16, 16))[-1].tolist() == [8, 15, 15]
+    assert positions((9, 16, 16)).frac().abs().max() < 1e-5
+    assert positions((5, 8, 8))[0].tolist() == [0.0, 0.5, 0.5]
+
+
+def test_fast_forward_equals_the_stock_transformer():
+    torch.manual_seed(0)
+    model = build_transformer()
+    torch.nn.init.normal_(model.proj_out.weight)
+    latents, timestep = torch.randn(2, 6, 3, 8, 8), torch.tensor([300.0, 900.0])
+    words, mask = torch.randn(2, 5, 64), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+    padded = torch.nn.functional.pad(words * mask[..., None], (0, 0, 0, 507))
+    grid = torch.meshgrid(torch.arange(3.0), torch.arange(4.0), torch.arange(4.0), indexing="ij")
+    with torch.no_grad():
+        stock = model(latents, timestep, padded, return_dict=False)[0]
+        places = torch.stack(grid, -1).view(-1, 3)
+        own = fast.forward_tokens(model, to_tokens(latents), places, timestep, *fast.pad_text(words, mask))
+    torch.testing.assert_close(own, to_tokens(stock), atol=1e-3, rtol=1e-4)
+
+
+def test_kept_frames_equal_the_full_grids():
+    scenes = [sample_scene(np.random.default_rng(1))]
+    full, places = sample_tokens(scenes, GridSpec.parse("5x4x4:1:1"), np.random.default_rng(0))
+    for seed in range(4):
+        part, where = sample_tokens(scenes, GridSpec.parse("5x4x4/2:1:1"), np.random.default_rng(seed))
+        rows = (places[:, None] == where).all(-1).float().argmax(0)
+        torch.testing.assert_close(part, full[:, rows])
+
+
+def test_sigmas_cover_the_range():
+    sigmas = sample_sigmas(np.random.default_rng(0), 512)
+    assert 0 < sigmas.min() < 0.1 and 0.95 < sigmas.max() < 1
+    assert math.isclose(float(sigmas.median()), 0.75, abs_tol=0.05)
+
+
+@shipped
+def test_shipped_folder_is_small_and_names_portable_classes():
+    files = [path for path in FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 12 * 2**20
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".md"}
+    index = json.loads((FOLDER / "model_index.json").read_text())
+    assert index["_class_name"] == "WanPipeline"
+    assert index["tokenizer"] == ["transformers", "PreTrainedTokenizerFast"]
+    config = json.loads((FOLDER / "tokenizer" / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+@shipped
+def test_shipped_pipeline_generates():
+    pipe = WanPipeline.from_pretrained(FOLDER)
+    pipe.set_progress_bar_config(disable=True)
+    call = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2, "guidance_scale": 3.0}
+    first, second = (
+        pipe("a red circle moves right over a blue background", generator=torch.Generator().manual_seed(0),
+             output_type="pt", **call).frames for _ in range(2)
+    )  # fmt: skip
+    assert first.shape == (1, 5, 3, 32, 32)
+    assert torch.equal(first, second)
+
+
+@shipped
+def test_shipped_encoder_is_still_the_analytic_pooling():
+    vae = AutoencoderKLWan.from_pretrained(FOLDER / "vae")
+    video = render(sample_scene(np.random.default_rng(0)), frame_times(9), 32, 32)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(encode_mean(vae, video), analytic_latents(video), atol=1e-4, rtol=0)
