@@ -1,0 +1,92 @@
+"""How the Triton kernel is launched: a fixed table, chosen from what the compiler reports, not tuned at run time.
+
+`python -m benchmarks.compile_report` compiles every row, without a GPU, and fails where one spills registers or asks
+for more shared memory than the architecture has.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Launch(NamedTuple):
+    """Rows of a query block and of a key step, and the resources of one program."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+    def options(self) -> dict:
+        """Compiler options; the default of FP fusion changes with the Triton release, so it is spelt out."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+
+
+# By architecture and padded head dim, the widest first; 128 x 128 where its registers and shared memory allow.
+HALF = {
+    "sm_80": {
+        64: (Launch(128, 64, 8, 3), Launch(64, 64, 4, 3)),
+        128: (Launch(128, 64, 8, 3), Launch(64, 64, 4, 2)),
+        256: (Launch(64, 64, 8, 2),),
+    },
+    "sm_86": {
+        64: (Launch(128, 64, 8, 3), Launch(64, 64, 4, 3)),
+        128: (Launch(128, 64, 8, 2), Launch(64, 64, 4, 2)),
+        256: (Launch(64, 32, 8, 2),),
+    },
+    "sm_90": {
+        64: (Launch(128, 64, 8, 3), Launch(64, 64, 4, 3)),
+        128: (Launch(128, 128, 8, 2), Launch(128, 64, 8, 3), Launch(64, 64, 4, 2)),
+        256: (Launch(64, 64, 8, 2),),
+    },
+    "sm_100": {
+        64: (Launch(128, 64, 8, 3), Launch(64, 64, 4, 3)),
+        128: (Launch(128, 128, 8, 2), Launch(128, 64, 8, 3), Launch(64, 64, 4, 2)),
+        256: (Launch(64, 64, 8, 2),),
+    },
+    "gfx942": {
+        64: (Launch(128, 64, 4, 2), Launch(64, 64, 4, 2)),
+        128: (Launch(128, 64, 4, 2), Launch(64, 64, 4, 2)),
+        256: (Launch(64, 32, 4, 2),),
+    },
+}
+# Without TF32 the products run outside the matrix units and live in registers: small blocks on every architecture.
+SINGLE = {64: (Launch(32, 32, 4, 2),), 128: (Launch(64, 32, 8, 2),), 256: (Launch(16, 16, 4, 2),)}
+INTERPRETER = (Launch(128, 128, 4, 1), Launch(128, 64, 4, 1))  # its time goes by steps, whatever their size
+ARCHITECTURES = tuple(HALF)
+
+
+def architecture(device: torch.device) -> str:
+    """Row of the table for `device`; `sm_86` stands for every NVIDIA GPU with about 100 KB of shared memory."""
+    if device.type != "cuda":
+        return "interpreter"
+    if torch.version.hip:
+        return "gfx942"
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) in ((8, 0), (8, 7)):
+        return "sm_80"
+    return {9: "sm_90", 10: "sm_100"}.get(major, "sm_86")
+
+
+def launch_for(arch: str, dim: int, itemsize: int, block_q: int, tile: int) -> Launch:
+    """The widest launch that a query tile of `block_q` rows and KV tiles of up to `tile` rows fill.
+
+    Args:
+        arch (`str`): one of `ARCHITECTURES` or `"interpreter"`.
+        dim (`int`): head dim, at most 256.
+        itemsize (`int`): bytes of one element of query, key and value.
+    """
+    rows = max(16, _next_power_of_2(block_q))
+    padded = max(64, _next_power_of_2(dim))
+    table = {padded: INTERPRETER} if arch == "interpreter" else SINGLE if itemsize == 4 else HALF[arch]
+    *wide, smallest = table[padded]
+    for launch in wide:
+        if launch.block_m <= rows and (launch.block_n <= 64 or tile % launch.block_n == 0):
+            return launch
+    return smallest._replace(block_m=min(smallest.block_m, rows))
+
+
+def _next_power_of_2(number: int) -> int:
+    return 1 << (number - 1).bit_length()

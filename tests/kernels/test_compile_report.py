@@ -1,0 +1,26 @@
+"""The launches of the Triton kernel, compiled without a GPU: nothing spills, and the matrix units are used."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).parents[2]
+MMA = {"sm_80": "HMMA", "sm_90": "HGMMA (wgmma)", "sm_100": "UTCHMMA (tcgen05)"}
+
+
+def test_launches_do_not_spill():
+    env = {name: setting for name, setting in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "benchmarks.compile_report", "--quick", "--json", "--arch", *MMA]
+    run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stdout + run.stderr
+    rows = {row["arch"]: row for row in json.loads(run.stdout)}
+    assert rows.keys() == MMA.keys()
+    for arch, kind in MMA.items():
+        assert rows[arch]["spilled"] == 0 and rows[arch]["problems"] == ""
+        assert rows[arch]["mma"].endswith(f" {kind}")
