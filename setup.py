@@ -21,8 +21,15 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["diffattn", "diffattn.assets", "diffattn.cli", "diffattn.methods", "diffattn.models"]
-    + ["diffattn.kernels", "diffattn.pipelines"],
+    packages=[
+        "diffattn",
+        "diffattn.assets",
+        "diffattn.cli",
+        "diffattn.kernels",
+        "diffattn.methods",
+        "diffattn.models",
+        "diffattn.pipelines",
+    ],
     package_dir={"diffattn.kernels": "kernels", "diffattn.pipelines": "pipelines"},
     package_data={"diffattn": ["py.typed"], "diffattn.assets": ["tiny_wan/*", "tiny_wan/*/*"]},
     install_requires=[

@@ -7,9 +7,10 @@ from typing import Any
 from torch import nn
 
 from ._compat import unwrap_module
-from .config import AttentionConfig, config as config_by_name
+from .config import AttentionConfig
+from .config import config as config_by_name
 from .hook import SparseAttentionHook, add_hook, find_hook, remove_hook
-from .kernels.attend import IMPLS
+from .kernels.attend import check_impl
 from .models.adapter import adapter_for, find_adapter, supported_models
 from .processors import SparseProcessorMixin, sparse_processor
 from .runtime import Layer, Runtime
@@ -49,8 +50,7 @@ def enable(
     config = _resolve(config)
     if not isinstance(schedule, (Schedule, type(None))):
         raise TypeError(f"schedule must be a diffattn.Schedule, got {type(schedule).__name__}")
-    if impl not in IMPLS:
-        raise ValueError(f"impl must be one of {', '.join(IMPLS)}, got {impl!r}")
+    check_impl(impl)
     transformers = find_transformers(pipe)
     runtime = Runtime(config, schedule or Schedule(), impl, scheduler=getattr(pipe, "scheduler", None))
     for transformer in transformers:

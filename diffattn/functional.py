@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .config import AttentionConfig, config as config_by_name
+from .config import AttentionConfig
+from .config import config as config_by_name
 from .grid import TokenGrid
 from .kernels.attend import attend
 from .kernels.plan import Plan

@@ -57,7 +57,7 @@ def sparse_processor(original: Any, runtime: Runtime, layer: Layer) -> Any:
     return processor
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _sparse_class(cls: type) -> type:
     # wraps keeps the signature: attention modules drop keyword arguments that a processor does not name
     @functools.wraps(cls.__call__)

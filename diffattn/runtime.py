@@ -64,8 +64,9 @@ class Runtime:
         if step is None and not self.schedule.every_step_alike and not self._warned:
             self._warned = True
             logger.warning(
-                f"the denoising step is not known here, so no step stays dense in spite of {self.schedule}: enable the "
-                "whole pipeline, or call the transformer within `cache_context(name, step_index=, num_inference_steps=)`"
+                f"the denoising step is not known here, so no step stays dense in spite of {self.schedule}: enable "
+                "the whole pipeline, or call the transformer within "
+                "`cache_context(name, step_index=, num_inference_steps=)`"
             )
 
     def decide(

@@ -83,8 +83,8 @@ class Summary:
             f"method    {values['config']['method']} {json.dumps(options)}",
             f"schedule  {self.runtime.schedule}",
             f"impl      {self._impl()[0]} ({self._impl()[1]})",
-            f"grid      {values['grid'] or 'not run yet'}" + (f", {values['tokens']} tokens" if values["tokens"] else ""),
-            f"density   {_percent(self.density)} in sparse calls, {_percent(self.attention_computed)} of all attention",
+            f"grid      {values['grid'] or 'not run yet'}, {values['tokens'] or 'unknown'} tokens",
+            f"density   {_percent(self.density)} in sparse calls, {_percent(self.attention_computed)} over all calls",
             *map(str, self.models),
             "versions  " + ", ".join(f"{name} {version}" for name, version in values["versions"].items()),
         ]

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
+from ..apply import enable
+from ..config import AttentionConfig, config
+from ..kernels.attend import check_impl
+from ..schedule import Schedule
+from ..summary import Summary, versions
+from ..summary import summary as make_summary
 from .errors import CommandError, user_errors
+from .load import TINY, check_frames, load_pipeline
 from .output import check_output, sidecar_path, write_video
 
 TINY_DEFAULTS = {"height": 128, "width": 128, "num_frames": 33, "num_inference_steps": 20, "guidance_scale": 3.0}
 TINY_FPS = 8
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+OPTION_NAMES = {"num_frames": "frames", "num_inference_steps": "steps"}
 
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the video shows.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The mp4 to write; a .json goes beside it.")],
     negative_prompt: Annotated[str, typer.Option(help="What it should not show.")] = "",
-    model: Annotated[str, typer.Option(help="Hub id or pipeline folder; 'tiny' is the embedded model.")] = "tiny",
+    model: Annotated[str, typer.Option(help="Hub id or pipeline folder; 'tiny' is the embedded model.")] = TINY,
     method: Annotated[str, typer.Option(help="Attention method, or 'dense'.")] = "radial",
     density: Annotated[float | None, typer.Option(help="Share of attention to compute, 0 to 1.")] = None,
     dense_start: Annotated[float, typer.Option(help="Share of first steps that stay dense, from 1 up a count.")] = 0.2,
@@ -42,35 +50,21 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the sidecar instead of the summary.")] = False,
 ) -> None:
     """Turn PROMPT into an mp4 and a JSON file with all that is needed to make it again."""
-    import diffattn
-
     check_output(output, force)
-    shared = {"height": height, "width": width, "num_frames": frames, "num_inference_steps": steps}
-    for name, value in {**shared, "fps": fps}.items():
-        if value is not None and value < 1:
-            raise CommandError(f"{name.replace('num_', '').replace('inference_', '')} must be at least 1, got {value}")
-    with user_errors(ValueError):
-        config = _config(method, density)
-        schedule = diffattn.Schedule(_count_or_share(dense_start), _count_or_share(dense_end), dense_layers)
-        diffattn.kernels.attend.resolve_impl(impl, torch.device("cpu"))
+    sizes = {"height": height, "width": width, "num_frames": frames, "num_inference_steps": steps}
+    options = _pipeline_options(model, sizes, fps, guidance_scale)
+    attention = _attention(method, density, dense_start, dense_end, dense_layers, impl)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
 
-    pipe, load_seconds = _timed(lambda: _load(model, device, dtype))
-    if config is not None:
-        with user_errors(TypeError):
-            diffattn.enable(pipe, config, schedule=schedule, impl=impl)
-    defaults = TINY_DEFAULTS if model == "tiny" else {}
-    options = {**defaults, **{name: value for name, value in shared.items() if value is not None}}
-    if guidance_scale is not None:
-        options["guidance_scale"] = guidance_scale
-    _check_frames(pipe, options.get("num_frames"))
+    pipe, load_seconds = _timed(lambda: load_pipeline(model, device, dtype))
+    summary = _enable(pipe, attention)
+    check_frames(pipe, options.get("num_frames"))
     generator = torch.Generator("cpu").manual_seed(seed)
     with user_errors(ValueError):
         result, seconds = _timed(
             lambda: pipe(prompt=prompt, negative_prompt=negative_prompt, generator=generator, **options)
         )
-    fps = fps or (TINY_FPS if model == "tiny" else 16)
     about = {
         "prompt": prompt,
         "negative_prompt": negative_prompt,
@@ -79,61 +73,56 @@ def generate(
         "method": method,
         "seed": seed,
         **options,
-        "fps": fps,
+        "fps": fps or (TINY_FPS if model == TINY else 16),
         "device": device,
         "dtype": dtype,
-        "attention": diffattn.summary(pipe).to_dict() if config is not None else {"method": "dense", "density": 1.0},
+        "attention": summary().to_dict() if attention else {"density": 1.0, "versions": versions()},
         "seconds": {"load": round(load_seconds, 3), "generate": round(seconds, 3)},
     }
     with user_errors(OSError):
-        write_video(output, result.frames[0], fps, about)
-    _report(about, output, seconds, diffattn.summary(pipe) if config is not None else None, as_json)
+        write_video(output, result.frames[0], about["fps"], about)
+    if as_json:
+        typer.echo(json.dumps(about, indent=2))
+        return
+    if attention:
+        typer.echo(str(summary()))
+    typer.echo(f"{output}: {method}, {seconds:.1f} s; how to make it again: {sidecar_path(output)}")
 
 
-def _config(method: str, density: float | None) -> Any:
-    import diffattn
+def _pipeline_options(model: str, sizes: dict[str, int | None], fps: int | None, guidance: float | None) -> dict:
+    for name, value in {**sizes, "fps": fps}.items():
+        if value is not None and value < 1:
+            raise CommandError(f"{OPTION_NAMES.get(name, name)} must be at least 1, got {value}")
+    given = {name: value for name, value in {**sizes, "guidance_scale": guidance}.items() if value is not None}
+    return {**(TINY_DEFAULTS if model == TINY else {}), **given}
 
-    if method != "dense":
-        return diffattn.config(method, **({} if density is None else {"density": density}))
-    if density not in (None, 1.0):
-        raise ValueError(f"method 'dense' has density 1, got {density}")
+
+def _attention(
+    method: str, density: float | None, start: float, end: float, layers: int, impl: str
+) -> tuple[AttentionConfig, Schedule, str] | None:
+    """Method, schedule and implementation, checked before anything is loaded; None is dense."""
+    with user_errors(ValueError):
+        schedule = Schedule(_count_or_share(start), _count_or_share(end), layers)
+        check_impl(impl)
+        if method != "dense":
+            return config(method, **({} if density is None else {"density": density})), schedule, impl
+        if density not in (None, 1.0):
+            raise ValueError(f"method 'dense' has density 1, got {density}")
     return None
+
+
+def _enable(pipe: Any, attention: tuple[AttentionConfig, Schedule, str] | None) -> Callable[[], Summary]:
+    if attention:
+        method, schedule, impl = attention
+        with user_errors(TypeError):
+            enable(pipe, method, schedule=schedule, impl=impl)
+    return lambda: make_summary(pipe)
 
 
 def _count_or_share(value: float) -> float | int:
     return int(value) if value >= 1 and value == int(value) else value
 
 
-def _load(model: str, device: str, dtype: str) -> Any:
-    from diffusers import DiffusionPipeline
-
-    import diffattn
-
-    if dtype not in DTYPES:
-        raise CommandError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    folder = diffattn.tiny_wan() if model == "tiny" else model
-    if Path(folder).is_dir() and not (Path(folder) / "model_index.json").is_file():
-        raise CommandError(f"{folder} is no pipeline folder: it holds no model_index.json")
-    with user_errors(OSError, ValueError, RuntimeError):
-        return DiffusionPipeline.from_pretrained(folder, torch_dtype=DTYPES[dtype]).to(device)
-
-
-def _check_frames(pipe: Any, frames: int | None) -> None:
-    stride = getattr(pipe, "vae_scale_factor_temporal", 1)
-    if frames is not None and (frames - 1) % stride:
-        below = frames - (frames - 1) % stride
-        raise CommandError(f"frames must be 1 more than a multiple of {stride}: {below} or {below + stride}, not {frames}")
-
-
-def _timed(run: Any) -> tuple[Any, float]:
+def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
     start = time.perf_counter()
     return run(), time.perf_counter() - start
-
-
-def _report(about: dict, output: Path, seconds: float, summary: Any, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(about, indent=2))
-        return
-    if summary is not None:
-        typer.echo(str(summary))
-    typer.echo(f"{output}: {about['method']}, {seconds:.1f} s; how to make it again: {sidecar_path(output)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,7 +21,6 @@ from ._radial_paper import PAPER_SETTINGS
 logger = logging.get_logger(__name__)
 
 DEFAULT_DECAY = 0.2
-WIDEST_DECAY = 2.0**24
 TILE_SIZES = (128, 64, 32, 16)
 
 
@@ -38,11 +38,11 @@ class RadialConfig(AttentionConfig):
             what that reaches narrows the near frames too. Tiles make it a step function: what was reached is
             `Plan.density`.
         decay (`float`, *optional*, defaults to 0.2): scale of the bands at distance 2 and more. At the published
-            0.2 they are all one tile wide (the official masks say the same).
+            0.2 the official masks keep one tile to either side, whatever the distance.
         block_size (`int`, *optional*): tokens of a tile; by default the largest of 128, 64, 32, 16 that cuts a frame
-            into at least eight.
-        variant (`str`, *optional*, defaults to `"aligned"`): `"aligned"` pads every frame to whole tiles of its own, so
-            that no row loses a key of its band at any resolution; `"official"` gives the released code's tile masks.
+            into at least eight, or a smaller one where `density` needs it.
+        variant (`str`, *optional*, defaults to `"aligned"`): `"aligned"` pads every frame to whole tiles of its own,
+            so that no row loses a key of its band at any resolution; `"official"` gives the released tile masks.
         model (`str`, *optional*, defaults to `"wan"`): `"wan"` keeps frame 0 as a sink for every query,
             `"hunyuan"` does not (Section 4.2, and the released code).
 
@@ -97,7 +97,7 @@ class RadialConfig(AttentionConfig):
         layer: int = 0,
         device: torch.device | str = "cpu",
     ) -> Plan:
-        block = self.block_size or _tile_size(grid.frame_tokens)
+        block = self.block_size or self._tile_size(grid)
         if self.variant == "official":
             decay = DEFAULT_DECAY if self.decay is None else self.decay
             mask = official_tile_mask(grid, block, decay, self.model)
@@ -107,6 +107,14 @@ class RadialConfig(AttentionConfig):
             order = aligned_order(grid, block)
         lists = TileList.from_mask(mask[None, None], block)
         return Plan(grid.tokens, order[None, None], (lists,), block).to(device)
+
+    def _tile_size(self, grid: TokenGrid) -> int:
+        sizes = [size for size in TILE_SIZES if grid.frame_tokens >= 8 * size] or [TILE_SIZES[-1]]
+        if self.density is None:
+            return sizes[0]
+        narrow = (aligned_tile_mask(grid, size, self.model, decay=0.0, near=0.0) for size in sizes)
+        fits = (size for size, mask in zip(sizes, narrow) if _share(mask, grid, size) <= self.density)
+        return next(fits, sizes[-1])
 
     def _aligned_mask(self, grid: TokenGrid, block: int) -> Tensor:
         if self.density is None:
@@ -151,20 +159,18 @@ def _tile_reach(grid: TokenGrid, block: int, model: str, decay: float, near: flo
 
 def _mask_of_density(grid: TokenGrid, block: int, model: str, density: float) -> Tensor:
     """The densest mask of at most `density`: the widest decay that fits, then the widest near frames."""
-    order = aligned_order(grid, block)
-    valid = (order >= 0).view(-1, block).sum(-1).double()
 
-    def share(mask: Tensor) -> float:
-        return float(valid @ mask.double() @ valid) / grid.tokens**2
+    def fits(mask: Tensor) -> bool:
+        return _share(mask, grid, block) <= density
 
-    def widest(low: float, high: float, make) -> Tensor | None:
-        if share(make(low)) > density:
+    def widest(low: float, high: float, make: Callable[[float], Tensor]) -> Tensor | None:
+        if not fits(make(low)):
             return None
-        if share(make(high)) <= density:
+        if fits(make(high)):
             return make(high)
         for _ in range(32):
             middle = (low + high) / 2
-            low, high = (middle, high) if share(make(middle)) <= density else (low, middle)
+            low, high = (middle, high) if fits(make(middle)) else (low, middle)
         return make(low)
 
     mask = widest(-24.0, 24.0, lambda exponent: aligned_tile_mask(grid, block, model, 2.0**exponent))
@@ -172,12 +178,14 @@ def _mask_of_density(grid: TokenGrid, block: int, model: str, density: float) ->
         mask = widest(0.0, 1.0, lambda near: aligned_tile_mask(grid, block, model, 0.0, near))
     if mask is None:
         mask = aligned_tile_mask(grid, block, model, 0.0, 0.0)
-        logger.warning(f"radial attention on {grid} has density {share(mask):.3f} at least, {density} was asked for")
+        least = _share(mask, grid, block)
+        logger.warning(f"radial attention on {grid} has density {least:.3f} at least, {density} was asked for")
     return mask
 
 
-def _tile_size(frame_tokens: int) -> int:
-    return next((size for size in TILE_SIZES if frame_tokens >= 8 * size), TILE_SIZES[-1])
+def _share(mask: Tensor, grid: TokenGrid, block: int) -> float:
+    valid = (aligned_order(grid, block) >= 0).view(-1, block).sum(-1).double()
+    return float(valid @ mask.double() @ valid) / grid.tokens**2
 
 
 def _pad(rows: Tensor, block: int) -> Tensor:
