@@ -122,6 +122,13 @@ def test_everything_at_once(dtype):
     assert_accurate(plan, query, key, value)
 
 
+def test_first_keys_masked():
+    """A whole step without a key, then one with keys; and a sequence without any."""
+    mask = torch.tensor([[False, True], [False, False]]).repeat_interleave(64, 1)
+    plan = random_plan(128, 64, [(1, 64)], density=1, key_mask=mask)
+    assert_accurate(plan, *inputs(plan, batch=2))
+
+
 def test_grouped_heads():
     plan = random_plan(128, 128, [(1, 64), (8, 16)], shape=(1, 4))
     assert_accurate(plan, *inputs(plan, batch=2, heads=4, kv_heads=2))
