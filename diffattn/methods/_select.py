@@ -1,0 +1,89 @@
+"""Choosing blocks by their scores: top-k, cumulative mass, quantiles and the cap by similarity."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..grid import TokenGrid
+
+TOLERANCE = 1e-6  # of the cumulative thresholds, as published
+
+
+def ranks(scores: Tensor) -> Tensor:
+    """Rank of every entry along the last dim, 0 for the largest; ties go to the lower index."""
+    order = torch.argsort(scores, dim=-1, descending=True, stable=True)
+    return torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order))
+
+
+def top(scores: Tensor, count: int | Tensor) -> Tensor:
+    """Bool, the `count` largest entries along the last dim."""
+    return ranks(scores) < count
+
+
+def threshold_ends(scores: Tensor, thresholds: tuple[float, ...], floor: float) -> Tensor:
+    """First rank past each level: it takes blocks until the cumulated score crosses its threshold, the crossing one too.
+
+    Args:
+        scores (`torch.Tensor`): `(..., N)` non-negative.
+        thresholds (`tuple[float, ...]`): share of the row's sum at which each level ends, not descending.
+        floor (`float`): least share of the blocks, plus one block, that the first level takes.
+
+    Returns:
+        `torch.Tensor`: `(..., L)` int64 (PSA, arXiv 2512.04025, Section 3.3, with the rule of the released code).
+    """
+    blocks = scores.shape[-1]
+    mass = scores.sort(dim=-1, descending=True, stable=True).values.cumsum(-1)
+    mass = mass / mass[..., -1:].clamp(min=torch.finfo(mass.dtype).tiny)
+    previous = torch.zeros(scores.shape[:-1], dtype=torch.int64, device=scores.device)
+    ends = []
+    for level, threshold in enumerate(thresholds):
+        below = (mass <= threshold + TOLERANCE).sum(-1)
+        end = torch.maximum(torch.where(below > 0, below + 1, previous), previous).clamp(max=blocks)
+        if level == 0:
+            end = end.clamp(min=min(blocks, int(blocks * floor) + 1))
+        ends.append(end)
+        previous = end
+    return torch.stack(ends, -1)
+
+
+def assign_levels(scores: Tensor, ends: Tensor | list[int], levels: tuple[int, ...]) -> Tensor:
+    """Level of every block by its rank: `levels[i]` up to rank `ends[..., i]`, 0 past the last.
+
+    >>> assign_levels(torch.tensor([0.1, 0.4, 0.3, 0.2]), [1, 3], (1, 8)).tolist()
+    [0, 1, 8, 8]
+    """
+    ends = torch.as_tensor(ends, device=scores.device)
+    index = (ranks(scores)[..., None] >= ends[..., None, :]).sum(-1)
+    return torch.tensor((*levels, 0), device=scores.device)[index]
+
+
+def similarity_cap(rows: Tensor, block: int, levels: tuple[int, ...], thresholds: tuple[float, ...]) -> Tensor:
+    """The coarsest level at which a block may be pooled: the ends of its pools must be similar enough.
+
+    Args:
+        rows (`torch.Tensor`): `(B, H, R, D)` keys.
+        levels (`tuple[int, ...]`): pool sizes above 1.
+        thresholds (`tuple[float, ...]`): least mean cosine of the first and last key of a pool, one per level.
+
+    Returns:
+        `torch.Tensor`: `(B, H, R / block)` int64 (PSA, Section 3.4). A later level may pass where an earlier fails.
+    """
+    unit = torch.nn.functional.normalize(rows.float(), dim=-1).unflatten(2, (-1, block))  # (B, H, N, block, D)
+    cap = torch.ones(unit.shape[:3], dtype=torch.int64, device=rows.device)
+    for level, threshold in zip(levels, thresholds):
+        cosine = (unit[..., ::level, :] * unit[..., level - 1 :: level, :]).sum(-1).mean(-1)
+        cap = torch.where(cosine > threshold, level, cap)
+    return cap
+
+
+def video_density(density: float, grid: TokenGrid) -> float:
+    """What is left of `density` for pairs of video tokens when every pair with text is computed, at most 1."""
+    video = grid.video_tokens**2
+    return min(1.0, (density * grid.tokens**2 - (grid.tokens**2 - video)) / video)
+
+
+def extend_text(video: Tensor, query_tiles: int, key_blocks: int, value: int | bool) -> Tensor:
+    """`(B, H, NQ, NK)` of video blocks, with `value` wherever text asks or is asked: text comes last."""
+    pad = (0, key_blocks - video.shape[-1], 0, query_tiles - video.shape[-2])
+    return torch.nn.functional.pad(video, pad, value=value)

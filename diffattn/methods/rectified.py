@@ -1,0 +1,171 @@
+"""Rectified SpaAttn (arXiv 2511.19835): exact attention to critical blocks, the rest as one pooled correction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..config import AttentionConfig, check_density, register
+from ..grid import TokenGrid
+from ..kernels.affine import Affine
+from ..kernels.plan import Plan, TileList
+from ..schedule import Schedule
+from ._check import check_choice, check_shares, check_size, paper_settings
+from ._order import ORDERS, SIZES, block_order, block_size, coordinates
+from ._rectified_paper import COMMON, PAPER_SETTINGS
+from ._scores import match_heads, pooled
+from ._select import TOLERANCE, extend_text, ranks, video_density
+
+DEFAULT_DENSITY = 0.2
+
+
+@register
+@dataclass(frozen=True)
+class RectifiedConfig(AttentionConfig):
+    """Rectified SpaAttn: `out = R * attention to the critical blocks + C`, R and C from pooled queries and keys.
+
+    The pooled distribution P weighs each block of keys by its tokens and keeps text apart (IPAR). Critical are the
+    blocks with the most of P, the physical neighbours, and text. What is not critical enters as P times its mean value
+    (C) where its gain exceeds its estimated error (GAPR); the mass of all others goes to the critical ones (R).
+    Text queries attend to everything. Computed in float32: in float16 the released code overflows.
+
+    Args:
+        density (`float`, *optional*, defaults to 0.2): share of the query-key products to compute, neighbours
+            included.
+        keep (`float`, *optional*): share of the blocks in the top-k, neighbours on top, instead of `density`.
+        mass (`float`, *optional*, defaults to 0): with `keep`, take more blocks until their P exceeds this; 0.3 as
+            published.
+        neighbors (`bool`, *optional*, defaults to `True`): keep blocks that touch the block of queries.
+        gapr (`bool`, *optional*, defaults to `True`): correct only where that is estimated to pay; `False` corrects
+            for every dropped block.
+        block (`int`, *optional*): tokens of a block; by default the largest of 128, 64, 32, 16 that gives 32 blocks.
+        order (`str`, *optional*, defaults to `"nested"`): `"nested"`, `"hilbert"` as published, or `"raster"`.
+
+    Example:
+
+    >>> query, key = torch.randn(2, 1, 2304, 2, 32, generator=torch.Generator().manual_seed(0))
+    >>> plan = RectifiedConfig(density=0.25).plan(TokenGrid(9, 16, 16), query, key)
+    >>> round(plan.density, 2), tuple(plan.post.scale.shape)
+    (0.22, (1, 2, 18))
+    """
+
+    density: float | None = None
+    keep: float | None = None
+    mass: float = 0.0
+    neighbors: bool = True
+    gapr: bool = True
+    block: int | None = None
+    order: str = "nested"
+
+    method: ClassVar[str] = "rectified"
+    dynamic: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_density(self.density)
+        if self.density is not None and self.keep is not None:
+            raise ValueError(f"give density ({self.density}) or keep ({self.keep}), not both")
+        check_shares("keep", None if self.keep is None else (self.keep,), 1)
+        check_shares("mass", (self.mass,), 1)
+        if self.mass and self.keep is None:
+            raise ValueError(f"mass ({self.mass}) adds blocks to those of keep: give keep as well")
+        for name in ("neighbors", "gapr"):
+            check_choice(name, getattr(self, name), (True, False))
+        check_size("block", self.block, SIZES)
+        check_choice("order", self.order, ORDERS)
+
+    @classmethod
+    def from_paper(cls, name: str) -> RectifiedConfig:
+        """The published settings of a model: `"hunyuan"`, `"wan2.1-14b"`, `"wan2.2-a14b"`, ..."""
+        return cls(**{**COMMON, **paper_settings(PAPER_SETTINGS, name, cls.method)["config"]})
+
+    @classmethod
+    def paper_schedule(cls, name: str) -> Schedule:
+        """The dense steps and layers published with [`RectifiedConfig.from_paper`]."""
+        return Schedule(**paper_settings(PAPER_SETTINGS, name, cls.method)["schedule"])
+
+    def plan(
+        self,
+        grid: TokenGrid,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+        *,
+        layer: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> Plan:
+        block = self.block or block_size(grid, 32)
+        order, video = block_order(grid, self.order, block, query.device)
+        tiles, all_tiles = video // block, len(order) // block
+        shares, text = pooled_shares(query, key, order[:video], order[video:], block)
+        critical = self._critical(grid, shares, text, block)
+        keep = critical | ~good_blocks(query, key, order[:video], block) if self.gapr else critical
+        weights = shares.masked_fill(keep, 0)
+        scale = torch.nn.functional.pad(1 - weights.sum(-1), (0, all_tiles - tiles), value=1.0)
+        lists = TileList.from_mask(extend_text(critical, all_tiles, all_tiles, True), block)
+        post = Affine(scale, extend_text(weights, all_tiles, all_tiles, 0), block)
+        return Plan(grid.tokens, order[None, None], (lists,), block, post=post)
+
+    def _critical(self, grid: TokenGrid, shares: Tensor, text: Tensor, block: int) -> Tensor:
+        """`(B, H, N, N)` bool."""
+        blocks = shares.shape[-1]
+        near = neighbor_blocks(grid, self.order, block).to(shares.device) if self.neighbors else None
+        if self.keep is None:
+            density = DEFAULT_DENSITY if self.density is None else self.density
+            count = max(1, round(video_density(density, grid) * blocks))
+            return ranks(shares if near is None else shares + 2 * near) < count
+        every = torch.cat((shares, text[..., None]), -1) if grid.text else shares  # text competes as one more block
+        mass = every.sort(dim=-1, descending=True, stable=True).values.cumsum(-1)
+        count = ((mass <= self.mass + TOLERANCE).sum(-1, keepdim=True) + 1).clamp(min=int(self.keep * blocks + 1e-9))
+        critical = (ranks(every) < count)[..., :blocks]
+        return critical if near is None else critical | near
+
+
+def pooled_shares(query: Tensor, key: Tensor, video: Tensor, text: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """P of IPAR: what mean queries give to the blocks `(B, H, N, N)` and to all text `(B, H, N)`, float32.
+
+    A softmax over the pooled logits plus ln(tokens) and the logsumexp of the text logits, which stay token by token.
+    """
+    q, _ = pooled(query, video, block)
+    k, counts = pooled(key, video, block)
+    scale = query.shape[-1] ** -0.5
+    logits = [scale * q @ match_heads(k, q.shape[1]).mT + counts.log()]
+    if len(text):
+        words = match_heads(key[:, text[text >= 0]].transpose(1, 2).float(), q.shape[1])
+        logits.append((scale * q @ words.mT).logsumexp(-1, keepdim=True))
+    shares = torch.cat(logits, -1).softmax(-1)
+    return shares[..., : len(counts)], shares[..., len(counts) :].sum(-1)
+
+
+def good_blocks(query: Tensor, key: Tensor, video: Tensor, block: int) -> Tensor:
+    """GAPR `(B, H, N, N)` bool: |q.k| exceeds |dq.k| + |q.dk|, of means and mean absolute deviations, in float32."""
+    (q, dq), (k, dk) = (_mean_and_spread(tokens, video, block) for tokens in (query, key))
+    k, dk = match_heads(k, q.shape[1]), match_heads(dk, q.shape[1])
+    return (q @ k.mT).abs() > (dq @ k.mT).abs() + (q @ dk.mT).abs()
+
+
+def _mean_and_spread(tokens: Tensor, order: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    mean, counts = pooled(tokens, order, block)
+    rows = tokens.index_select(1, order.clamp(min=0)).transpose(1, 2).unflatten(2, (-1, block))
+    away = (rows - mean[..., None, :]).abs_().masked_fill_((order < 0).view(-1, block, 1), 0)
+    return mean, away.sum(-2) / counts.clamp(min=1)[:, None]
+
+
+@lru_cache(maxsize=8)
+def neighbor_blocks(grid: TokenGrid, order: str, block: int) -> Tensor:
+    """`(N, N)` bool: blocks of keys that hold one of the 26 neighbours of a token of the block of queries, or itself."""
+    rows, video = block_order(TokenGrid(grid.frames, grid.height, grid.width), order, block)
+    at = coordinates(grid)
+    block_of = torch.empty(grid.video_tokens, dtype=torch.int64)
+    block_of[rows[rows >= 0]] = (rows >= 0).nonzero()[:, 0] // block
+    size = torch.tensor([grid.frames, grid.height, grid.width])
+    near = torch.zeros(video // block, video // block, dtype=torch.bool)
+    for step in product((-1, 0, 1), repeat=3):
+        to = at + torch.tensor(step)
+        inside = ((to >= 0) & (to < size)).all(-1)
+        token = (to[:, 0] * grid.height + to[:, 1]) * grid.width + to[:, 2]
+        near[block_of[inside], block_of[token[inside]]] = True
+    return near
