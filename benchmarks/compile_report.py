@@ -144,10 +144,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="one launch for each architecture")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
-    os.environ.pop("TRITON_INTERPRET", None)  # the workers are new processes, so that triton sees it gone
     todo = list(cases(args.arch, args.quick))
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        results = list(zip(todo, pool.map(compile_case, todo)))
+    if os.environ.pop("TRITON_INTERPRET", None) or not args.quick:  # triton reads it once: new processes see it gone
+        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+            results = list(zip(todo, pool.map(compile_case, todo)))
+    else:
+        results = [(case, compile_case(case)) for case in todo]
     rows = [_row(case, result) for case, result in results]
     print(json.dumps(rows, indent=1) if args.json else _table(rows))
     return int(any(row["problems"] for row in rows))
