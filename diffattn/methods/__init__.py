@@ -1,8 +1,18 @@
 """Methods: each file is one planner."""
 
 from .auto import AutoConfig
+from .neighborhood import NeighborhoodConfig, WindowReport
 from .pyramid import PyramidConfig
 from .radial import RadialConfig
 from .rectified import RectifiedConfig
+from .vmoba import VMoBAConfig
 
-__all__ = ["AutoConfig", "PyramidConfig", "RadialConfig", "RectifiedConfig"]
+__all__ = [
+    "AutoConfig",
+    "NeighborhoodConfig",
+    "PyramidConfig",
+    "RadialConfig",
+    "RectifiedConfig",
+    "VMoBAConfig",
+    "WindowReport",
+]

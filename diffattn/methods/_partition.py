@@ -1,0 +1,57 @@
+"""VMoBA's partitions of the video into chunks: in time, in space, and in both."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from ..grid import TokenGrid
+from ._order import coordinates, split_axis
+
+PARTITIONS = ("1d", "2d", "3d")
+LEAST_CHUNKS = {"1d": 8, "2d": 24, "3d": 36}  # the published settings have 7-12, 24-48 and 36-72
+
+
+def chunk_shape(grid: TokenGrid, partition: str, density: float | None) -> tuple[int, int, int] | int:
+    """Frames, rows and columns of a chunk (or tokens of one, in time alone) where none are configured.
+
+    At least as many chunks as the published settings have, and enough for four to be chosen at `density`.
+    """
+    wanted = max(LEAST_CHUNKS[partition], math.ceil(4 / (density or 1)))
+    wanted = min(wanted, max(1, grid.video_tokens // 4))
+    if partition == "1d":
+        if wanted > grid.frames:
+            return split_axis(grid.video_tokens, wanted)
+        return split_axis(grid.frames, wanted), grid.height, grid.width
+    frames = range(1, grid.frames + 1) if partition == "3d" else (1,)
+    best = min(
+        ((t, h, w) for t, h, w in product(frames, range(1, grid.height + 1), range(1, grid.width + 1))
+         if wanted <= t * h * w <= 2 * wanted),
+        key=lambda parts: _unevenness(grid, parts, partition),
+        default=(1 if partition == "2d" else grid.frames, grid.height, grid.width),
+    )  # fmt: skip
+    return tuple(split_axis(size, part) for size, part in zip((grid.frames, grid.height, grid.width), best))
+
+
+def _unevenness(grid: TokenGrid, parts: tuple[int, int, int], partition: str) -> float:
+    """How far chunks are from cubes of equal size: ragged edges, then the ratio of longest to shortest edge."""
+    sizes = (grid.frames, grid.height, grid.width)
+    edges = [split_axis(size, part) for size, part in zip(sizes, parts)]
+    padded = math.prod(math.ceil(size / edge) * edge / size for size, edge in zip(sizes, edges))
+    edges = edges if partition == "3d" else edges[1:]
+    return padded * (max(edges) / min(edges)) ** 0.5
+
+
+def chunk_of_token(grid: TokenGrid, shape: tuple[int, int, int] | int, device: torch.device | str = "cpu") -> Tensor:
+    """`(V,)` int64 chunk of every video token; an int `shape` cuts the raster order into runs of so many tokens.
+
+    Chunks at the ends of the axes may be smaller.
+    """
+    if isinstance(shape, int):
+        return torch.arange(grid.video_tokens, device=device) // shape
+    parts = [math.ceil(size / edge) for size, edge in zip((grid.frames, grid.height, grid.width), shape)]
+    t, h, w = (coordinates(grid, device) // torch.tensor(shape, device=device)).unbind(-1)
+    return (t * parts[1] + h) * parts[2] + w

@@ -1,0 +1,181 @@
+"""VMoBA (arXiv 2506.23858): every query attends to its own chunk of the video and to those that match it best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..config import AttentionConfig, check_density, register
+from ..grid import TokenGrid
+from ..kernels.plan import Plan, TileList
+from ..schedule import Schedule
+from ._check import check_choice, check_shares, check_size, check_triple, is_number, paper_settings
+from ._order import SIZES, pack, with_text
+from ._partition import PARTITIONS, chunk_of_token, chunk_shape
+from ._routing import gate, route_threshold, route_top, virtual_rows
+from ._scores import match_heads, pooled
+from ._select import video_density
+from ._vmoba_paper import PAPER_SETTINGS
+
+DEFAULT_DENSITY = 0.2
+
+
+@register
+@dataclass(frozen=True)
+class VMoBAConfig(AttentionConfig):
+    """Mixture of block attention for video: chunks in time, in space and in both, by turns from layer to layer.
+
+    A query is matched with the mean key of each chunk. Its own chunk is always attended to, and so is text.
+
+    Args:
+        density (`float`, *optional*, defaults to 0.2): share of the query-key products to compute; a top-k of so
+            large a share of the chunks.
+        top_k (`tuple`, *optional*): chunks a query attends to, its own included, for each partition, instead of
+            `density`.
+        threshold (`float`, *optional*): chunks are taken up to this share of the normalised scores, instead of
+            `density`.
+        scope (`str`, *optional*, defaults to `"query"`): whether the chunks of one `"query"` compete, or all queries
+            of a `"head"` as well (the paper's global selection; worse without training).
+        routing (`str`, *optional*, defaults to `"token"`): every token chooses, at its true density, or all tokens of
+            a `"tile"` of queries together, which is faster.
+        partitions (`tuple`, *optional*, defaults to `("1d", "2d", "3d")`): those of layer 0, 1, 2, and again.
+        frames (`int`, *optional*): frames of a chunk in time; by default, as the other shapes, from the grid.
+        area (`tuple`, *optional*): rows and columns of a chunk in space, which spans all frames.
+        box (`tuple`, *optional*): frames, rows and columns of a chunk in both. No shape need divide the grid.
+        raw_scores (`bool`, *optional*, defaults to `False`): match queries with the mean keys as published, instead
+            of subtracting the mean of all keys first.
+        block (`int`, *optional*): rows of a tile; by default the largest of 128, 64, 32, 16 that is at most half a
+            chunk.
+
+    Example:
+
+    >>> query, key = torch.randn(2, 1, 2304, 2, 32, generator=torch.Generator().manual_seed(0))
+    >>> plan = VMoBAConfig(density=0.25).plan(TokenGrid(9, 16, 16), query, key, layer=2)
+    >>> round(plan.density, 2)
+    0.25
+    """
+
+    density: float | None = None
+    top_k: tuple[int, ...] | None = None
+    threshold: float | None = None
+    scope: str = "query"
+    routing: str = "token"
+    partitions: tuple[str, ...] = PARTITIONS
+    frames: int | None = None
+    area: tuple[int, int] | None = None
+    box: tuple[int, int, int] | None = None
+    raw_scores: bool = False
+    block: int | None = None
+
+    method: ClassVar[str] = "vmoba"
+    dynamic: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name in ("top_k", "partitions", "area", "box"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_density(self.density)
+        given = [name for name in ("density", "top_k", "threshold") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one of density, top_k and threshold, not {' and '.join(given)}")
+        if not isinstance(self.partitions, tuple) or not self.partitions:
+            raise ValueError(f"partitions must be a tuple of {', '.join(PARTITIONS)}, got {self.partitions!r}")
+        for partition in self.partitions:
+            check_choice("partitions", partition, PARTITIONS)
+        check_triple("top_k", self.top_k, length=len(self.partitions))
+        check_shares("threshold", None if self.threshold is None else (self.threshold,), 1)
+        check_choice("scope", self.scope, ("query", "head"))
+        check_choice("routing", self.routing, ("token", "tile"))
+        check_triple("frames", None if self.frames is None else (self.frames,), length=1)
+        check_triple("area", self.area, length=2)
+        check_triple("box", self.box)
+        check_choice("raw_scores", self.raw_scores, (True, False))
+        check_size("block", self.block, SIZES)
+
+    @classmethod
+    def from_paper(cls, name: str) -> VMoBAConfig:
+        """The published settings: `"wan2.1-480p"`, `"wan2.1-720p"`, `"train-576p"`, ... (Table 4)."""
+        return cls(**paper_settings(PAPER_SETTINGS, name, cls.method)["config"])
+
+    @classmethod
+    def paper_schedule(cls, name: str) -> Schedule:
+        """The dense steps published with [`VMoBAConfig.from_paper`]."""
+        return Schedule(dense_layers=0, **paper_settings(PAPER_SETTINGS, name, cls.method)["schedule"])
+
+    def plan(
+        self,
+        grid: TokenGrid,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+        *,
+        layer: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> Plan:
+        chunk = chunk_of_token(grid, self._shape(grid, layer), query.device)
+        block = self.block or next((size for size in SIZES if 2 * size <= int(chunk.bincount().max())), SIZES[-1])
+        order = with_text(pack(chunk, torch.arange(len(chunk), device=chunk.device), block), grid, block)
+        build = self._by_token if self.routing == "token" else self._by_tile
+        return build(grid, query, key, chunk, order, block, layer)
+
+    def _shape(self, grid: TokenGrid, layer: int) -> tuple[int, int, int] | int:
+        partition = self.partitions[layer % len(self.partitions)]
+        given = {
+            "1d": None if self.frames is None else (self.frames, grid.height, grid.width),
+            "2d": None if self.area is None else (grid.frames, *self.area),
+            "3d": self.box,
+        }[partition]
+        if given is not None:
+            return given
+        return chunk_shape(grid, partition, self._density(grid))
+
+    def _density(self, grid: TokenGrid) -> float | None:
+        if self.top_k is not None or self.threshold is not None:
+            return None
+        return max(video_density(self.density or DEFAULT_DENSITY, grid), 1 / grid.video_tokens)
+
+    def _route(self, grid: TokenGrid, scores: Tensor, own: Tensor, layer: int) -> Tensor:
+        per_head = self.scope == "head"
+        if self.threshold is not None:
+            return route_threshold(scores, own, self.threshold, per_head)
+        chunks = scores.shape[-1]
+        count = self._density(grid) * chunks if self.top_k is None else self.top_k[layer % len(self.partitions)]
+        return route_top(scores, own, max(count, 1), per_head)
+
+    def _by_token(self, grid, query, key, chunk, order, block, layer) -> Plan:
+        video = slice(grid.video_start, grid.video_start + grid.video_tokens)
+        scores = gate(query[:, video].transpose(1, 2), key[:, video].transpose(1, 2), chunk, self.raw_scores)
+        own = torch.nn.functional.one_hot(chunk).bool()
+        chosen = self._route(grid, scores, own, layer)
+        token = torch.arange(grid.video_tokens, device=chunk.device) + grid.video_start
+        if grid.text:  # text is one more group of keys for all, and every query of it chooses every group
+            chosen = torch.nn.functional.pad(chosen, (0, 1, 0, grid.text), value=True)
+            token = torch.cat((token, torch.arange(grid.text, device=chunk.device) + grid.text_start))
+        rows, group = virtual_rows(chosen.transpose(2, 3), token, block)
+        lists = _tiles_of_group(group, chunk, grid, block)
+        return Plan(grid.tokens, order[None, None], (lists,), block, q_rows=rows)
+
+    def _by_tile(self, grid, query, key, chunk, order, block, layer) -> Plan:
+        tiles = (chunk.bincount() + block - 1) // block
+        chunk_of_tile = torch.repeat_interleave(tiles)
+        video = order[: len(chunk_of_tile) * block]
+        q, _ = pooled(query, video, block)
+        at = slice(grid.video_start, grid.video_start + grid.video_tokens)
+        scores = gate(q, key[:, at].transpose(1, 2), chunk, self.raw_scores)
+        chosen = self._route(grid, scores, torch.nn.functional.one_hot(chunk_of_tile).bool(), layer)
+        text = len(order) // block - len(chunk_of_tile)
+        mask = torch.nn.functional.pad(chosen[..., chunk_of_tile], (0, text, 0, text), value=True)
+        return Plan(grid.tokens, order[None, None], (TileList.from_mask(mask, block),), block)
+
+
+def _tiles_of_group(group: Tensor, chunk: Tensor, grid: TokenGrid, block: int) -> TileList:
+    """The KV tiles of the group of each query tile `(B, H, NQ)`; a group's tiles are consecutive."""
+    sizes = torch.cat((chunk.bincount(), torch.tensor([grid.text] * (grid.text > 0), device=chunk.device).long()))
+    tiles = (sizes + block - 1) // block
+    first = tiles.cumsum(0) - tiles
+    counts = tiles[group].where(group >= 0, 0)
+    indices = first[group][..., None] + torch.arange(int(tiles.max()), device=chunk.device)
+    indices = indices.clamp(max=int(tiles.sum()) - 1)
+    return TileList(counts.int(), indices.int(), block)
