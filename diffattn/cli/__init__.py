@@ -21,6 +21,9 @@ app.command()(generate)
 app.command()(env)
 
 
+INTERRUPTED = 130  # what typer makes of Ctrl-C, without a word
+
+
 def main() -> None:
     """Run the command; a mistake of the user's is one line on stderr and exit code 2."""
     try:
@@ -28,6 +31,7 @@ def main() -> None:
     except CommandError as error:
         typer.echo(f"diffattn: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("diffattn: interrupted, nothing was written", err=True)
-        sys.exit(130)
+    except SystemExit as exit:
+        if exit.code == INTERRUPTED:
+            typer.echo("diffattn: interrupted, nothing was written", err=True)
+        raise

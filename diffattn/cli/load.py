@@ -24,7 +24,7 @@ def load_pipeline(model: str, device: str, dtype: str) -> Any:
     if Path(folder).is_dir() and not (Path(folder) / "model_index.json").is_file():
         raise CommandError(f"{folder} is no pipeline folder: it holds no model_index.json")
     with user_errors(OSError, ValueError, RuntimeError):
-        return DiffusionPipeline.from_pretrained(folder, torch_dtype=DTYPES[dtype]).to(device)
+        return DiffusionPipeline.from_pretrained(folder, dtype=DTYPES[dtype]).to(device)
 
 
 def check_frames(pipe: Any, frames: int | None) -> None:
