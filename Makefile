@@ -7,8 +7,7 @@ RUN = $(VENV)/bin
 demo: $(VENV)/demo-ready
 	$(RUN)/python examples/quickstart.py
 
-test: $(VENV)/test-ready
-	$(RUN)/ruff check .
+test: lint
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 --dist loadfile
 
 $(VENV)/bin/python:
@@ -21,3 +20,7 @@ $(VENV)/demo-ready: $(VENV)/bin/python setup.py constraints.txt
 $(VENV)/test-ready: $(VENV)/bin/python setup.py constraints.txt
 	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+lint: $(VENV)/test-ready
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .

@@ -215,7 +215,13 @@ def test_the_summary_reads_well(inputs):
     assert "not run yet" in str(diffattn.summary(model))
     forward(model, inputs)
     text = str(diffattn.summary(model))
-    for part in ("radial", "3x9x10, 270 tokens", "blocks.0.attn1: 1 dense (dense layer)", "torch (the tensors", "2.13"):
+    for part in (
+        "radial",
+        "3x9x10, 270 tokens",
+        "blocks.0.attn1: 1 dense (dense layer)",
+        "torch (the tensors",
+        "2.13",
+    ):
         assert part in text, part
 
 
