@@ -14,7 +14,14 @@ from .functional import make_plan, sparse_attention  # noqa: E402
 from .grid import TokenGrid  # noqa: E402
 from .kernels.attend import attend  # noqa: E402
 from .kernels.plan import Plan, TileList  # noqa: E402
-from .methods import RadialConfig  # noqa: E402
+from .methods import (  # noqa: E402
+    AutoConfig,
+    NeighborhoodConfig,
+    PyramidConfig,
+    RadialConfig,
+    RectifiedConfig,
+    VMoBAConfig,
+)
 from .schedule import Schedule  # noqa: E402
 from .summary import summary  # noqa: E402
 
@@ -22,11 +29,16 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AttentionConfig",
+    "AutoConfig",
+    "NeighborhoodConfig",
     "Plan",
+    "PyramidConfig",
     "RadialConfig",
+    "RectifiedConfig",
     "Schedule",
     "TileList",
     "TokenGrid",
+    "VMoBAConfig",
     "apply_sparse_attention",
     "attend",
     "config",

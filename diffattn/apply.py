@@ -19,7 +19,7 @@ from .schedule import Schedule
 
 def enable(
     pipe: Any,
-    config: str | AttentionConfig = "radial",
+    config: str | AttentionConfig = "auto",
     *,
     schedule: Schedule | None = None,
     impl: str = "auto",
@@ -31,7 +31,7 @@ def enable(
 
     Args:
         pipe (`DiffusionPipeline` or `ModelMixin`): what to change, in place.
-        config (`str` or [`AttentionConfig`], *optional*, defaults to `"radial"`): a method, by name or configured.
+        config (`str` or [`AttentionConfig`], *optional*, defaults to `"auto"`): a method, by name or configured.
         schedule ([`Schedule`], *optional*): dense steps and layers, the defaults of [`Schedule`] if not given.
         impl (`str`, *optional*, defaults to `"auto"`): kernel implementation, see [`~kernels.attend.attend`].
 

@@ -61,12 +61,12 @@ def route_threshold(scores: Tensor, own: Tensor, threshold: float, per_head: boo
     share = (flat - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)
     share = share / (share.sum(-1, keepdim=True) + EPSILON)
     left = (threshold - (share * mine).sum(-1, keepdim=True)).clamp(min=0)
-    order = share.masked_fill(mine, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    others = share.masked_fill(mine, -torch.inf)
+    order = others.argsort(dim=-1, descending=True, stable=True)
     reached = share.masked_fill(mine, 0).gather(-1, order).cumsum(-1)
     taken = (reached < left).sum(-1, keepdim=True) + 1
     taken = taken.where(torch.tensor(threshold < 1, device=scores.device), flat.shape[-1])
-    rank = torch.empty_like(order).scatter_(-1, order, torch.arange(flat.shape[-1], device=flat.device).expand_as(order))
-    return ((rank < taken) | mine).view_as(scores)
+    return ((ranks(others) < taken) | mine).view_as(scores)
 
 
 def virtual_rows(chosen: Tensor, token: Tensor, block: int) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,8 @@ TOLERANCE = 1e-6  # of the cumulative thresholds, as published
 def ranks(scores: Tensor) -> Tensor:
     """Rank of every entry along the last dim, 0 for the largest; ties go to the lower index."""
     order = torch.argsort(scores, dim=-1, descending=True, stable=True)
-    return torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order))
+    position = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, position)
 
 
 def top(scores: Tensor, count: int | Tensor) -> Tensor:
@@ -22,11 +23,11 @@ def top(scores: Tensor, count: int | Tensor) -> Tensor:
 
 
 def threshold_ends(scores: Tensor, thresholds: tuple[float, ...], floor: float) -> Tensor:
-    """First rank past each level: it takes blocks until the cumulated score crosses its threshold, the crossing one too.
+    """First rank past each level: blocks up to the one that crosses its threshold, that one too.
 
     Args:
         scores (`torch.Tensor`): `(..., N)` non-negative.
-        thresholds (`tuple[float, ...]`): share of the row's sum at which each level ends, not descending.
+        thresholds (`tuple[float, ...]`): cumulated share of the row's sum at which each level ends, not descending.
         floor (`float`): least share of the blocks, plus one block, that the first level takes.
 
     Returns:

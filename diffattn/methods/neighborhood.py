@@ -108,7 +108,7 @@ class NeighborhoodConfig(AttentionConfig):
         if any(flag not in (True, False) for flag in self.causal):
             raise ValueError(f"causal must be three booleans, got {self.causal!r}")
         for window, stride in zip(self.window or (), self.stride or (1, 1, 1)):
-            if window == 0 or window != -1 and stride > window:
+            if window == 0 or (window != -1 and stride > window):
                 raise ValueError(f"window must be -1 or at least the stride, got {self.window} and {self.stride}")
 
     @classmethod

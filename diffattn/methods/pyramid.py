@@ -112,7 +112,8 @@ class PyramidConfig(AttentionConfig):
         layer: int = 0,
         device: torch.device | str = "cpu",
     ) -> Plan:
-        block_q, block_k = (size or max(block_size(grid, 32), self.levels[-1]) for size in (self.block_q, self.block_k))
+        size = max(block_size(grid, 32), self.levels[-1])
+        block_q, block_k = self.block_q or size, self.block_k or size
         order, video = block_order(grid, self.order, max(block_q, block_k), query.device)
         level = self._levels(grid, query, key, order, video // block_q, video // block_k, block_q, block_k)
         level = extend_text(level, len(order) // block_q, len(order) // block_k, 1)

@@ -156,7 +156,7 @@ def _mean_and_spread(tokens: Tensor, order: Tensor, block: int) -> tuple[Tensor,
 
 @lru_cache(maxsize=8)
 def neighbor_blocks(grid: TokenGrid, order: str, block: int) -> Tensor:
-    """`(N, N)` bool: blocks of keys that hold one of the 26 neighbours of a token of the block of queries, or itself."""
+    """`(N, N)` bool: blocks of keys that hold a token of the block of queries or one of its 26 neighbours."""
     rows, video = block_order(TokenGrid(grid.frames, grid.height, grid.width), order, block)
     at = coordinates(grid)
     block_of = torch.empty(grid.video_tokens, dtype=torch.int64)

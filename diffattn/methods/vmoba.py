@@ -12,11 +12,11 @@ from ..config import AttentionConfig, check_density, register
 from ..grid import TokenGrid
 from ..kernels.plan import Plan, TileList
 from ..schedule import Schedule
-from ._check import check_choice, check_shares, check_size, check_triple, is_number, paper_settings
+from ._check import check_choice, check_shares, check_size, check_triple, paper_settings
 from ._order import SIZES, pack, with_text
 from ._partition import PARTITIONS, chunk_of_token, chunk_shape
 from ._routing import gate, route_threshold, route_top, virtual_rows
-from ._scores import match_heads, pooled
+from ._scores import pooled
 from ._select import video_density
 from ._vmoba_paper import PAPER_SETTINGS
 
