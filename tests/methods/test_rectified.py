@@ -1,0 +1,147 @@
+"""Rectified SpaAttn against its golden values and a dense oracle."""
+
+import pytest
+import torch
+from method_oracles import (
+    GRIDS,
+    LARGE,
+    assert_close,
+    attend_mask,
+    golden_inputs,
+    inputs,
+    means,
+    nested,
+    rows_of_tokens,
+)
+
+from diffattn import RectifiedConfig, TokenGrid, attend
+from diffattn.methods._order import block_size
+from diffattn.methods.rectified import good_blocks, neighbor_blocks, pooled_shares
+from diffattn.synthetic import structured_qkv
+
+GOLDEN = RectifiedConfig(keep=0.5, mass=0.3, neighbors=False, block=16, order="raster")
+
+
+def test_golden_values():
+    query, key, value = golden_inputs()
+    order = torch.arange(64)
+    shares, _ = pooled_shares(query, key, order, order[:0], 16)
+    torch.testing.assert_close(
+        shares[0, 0, 0], torch.tensor([0.971659, 0.004316, 0.000153, 0.023871]), rtol=0, atol=1e-6
+    )
+    bad = ~good_blocks(query, key, order, 16)[0, 0]
+    assert bad.int().tolist() == [[0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 0]]
+    plan = GOLDEN.plan(TokenGrid(4, 4, 4), query, key)
+    critical = plan.lists[0].to_mask(4)[0, 0].int().tolist()
+    assert critical == [[1, 0, 0, 1], [1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 0, 1]]
+    out = attend(query, key, value, plan)
+    torch.testing.assert_close(out[0, 0, 0, :3], torch.tensor([1.002805, 1.170348, 1.277762]), rtol=0, atol=1e-6)
+    assert abs(float(out.mean()) - 0.4408397) < 1e-6
+    assert abs(float(plan.post.scale.mean()) - 0.998370) < 1e-6
+
+
+def oracle(query, key, value, grid, config, block, tokens, exact=True):
+    """Output (B, H, n, D) and the critical blocks (B, H, N, N) of the video, from the formulas of Sections 3 and 4."""
+    row = rows_of_tokens(grid, block, nested)
+    video = torch.arange(grid.video_tokens) + grid.video_start
+    text = torch.arange(grid.text) + grid.text_start
+    blocks = -(-grid.video_tokens // block)
+    of = row[video] // block
+    q, n = means(query[:, video], of, blocks)
+    k, _ = means(key[:, video], of, blocks)
+    dq, _ = means((query[:, video].double() - q.transpose(1, 2)[:, of]).abs(), of, blocks)
+    dk, _ = means((key[:, video].double() - k.transpose(1, 2)[:, of]).abs(), of, blocks)
+    scale = query.shape[-1] ** -0.5
+    per_key = (scale * q @ k.mT).exp() * n  # every key of a block scores as their mean
+    words = (scale * q @ key[:, text].double().transpose(1, 2).mT).exp()
+    whole = per_key.sum(-1, keepdim=True) + words.sum(-1, keepdim=True)
+    shares, text_share = per_key / whole, words.sum(-1, keepdim=True) / whole
+    good = (q @ k.mT).abs() > (dq @ k.mT).abs() + (q @ dk.mT).abs()
+    everything = torch.cat((shares, text_share), -1) if grid.text else shares
+    ranked = everything.sort(-1, descending=True)
+    count = ((ranked.values.cumsum(-1) <= config.mass).sum(-1) + 1).clamp(min=int(config.keep * blocks + 1e-9))
+    critical = (everything.argsort(-1, descending=True).argsort(-1) < count[..., None])[..., :blocks]
+    critical = critical | near_blocks(grid, of, blocks)
+    keep = critical | ~good
+    weights = shares.masked_fill(keep, 0)
+    tile = row[tokens] // block
+    mask = torch.ones(*shares.shape[:2], len(tokens), grid.tokens, dtype=torch.bool)
+    is_video = tile < blocks
+    mask[:, :, is_video] = grid.text > 0
+    mask[:, :, is_video.nonzero(), video] = critical[:, :, tile[is_video]][..., of]
+    if grid.text:
+        mask[:, :, is_video.nonzero(), text] = True
+    out = attend_mask(query[:, tokens], key, value, mask, exact)
+    mean_value, _ = means(value[:, video], of, blocks)
+    rest = weights @ mean_value
+    scaled = (1 - weights.sum(-1))[:, :, tile[is_video], None] * out[:, :, is_video] + rest[:, :, tile[is_video]]
+    out[:, :, is_video] = scaled if exact else scaled.to(value.dtype).double()
+    return out, critical
+
+
+def near_blocks(grid, of, blocks):
+    """(N, N) bool, blocks that hold tokens at most one step apart along every axis."""
+    member = torch.nn.functional.one_hot(of, blocks).T.float()  # (N, V)
+    volume = member.view(blocks, 1, grid.frames, grid.height, grid.width)
+    reached = torch.nn.functional.max_pool3d(volume, 3, stride=1, padding=1).view(blocks, -1)
+    return reached @ member.T > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_equals_the_dense_oracle(grid, dtype):
+    query, key, value = inputs(grid, dtype)
+    config = RectifiedConfig(keep=0.1, mass=0.3)
+    plan = config.plan(grid, query, key)
+    block, tokens = block_size(grid, 32), torch.arange(grid.tokens)
+    exact, critical = oracle(query, key, value, grid, config, block, tokens)
+    rounded, _ = oracle(query, key, value, grid, config, block, tokens, exact=False)
+    blocks = critical.shape[-1]
+    every = plan.lists[0].to_mask(plan.order.shape[-1] // block)
+    assert torch.equal(every[..., :blocks, :blocks], critical)
+    assert every[..., blocks:].all() and every[..., blocks:, :].all()
+    assert_close(attend(query, key, value, plan).transpose(1, 2), exact, rounded)
+
+
+def test_equals_the_dense_oracle_at_size():
+    query, key, value = structured_qkv(LARGE, heads=1, dim=16)
+    config = RectifiedConfig(keep=0.05, mass=0.1)
+    tokens = torch.arange(3, LARGE.tokens, 331)
+    exact, rounded = (oracle(query, key, value, LARGE, config, 128, tokens, exact)[0] for exact in (True, False))
+    out = attend(query, key, value, config.plan(LARGE, query, key))
+    assert_close(out[:, tokens].transpose(1, 2), exact, rounded)
+
+
+def test_float16_cannot_overflow():
+    grid = TokenGrid(5, 9, 10)
+    query, key, value = (60 * x for x in structured_qkv(grid, heads=1, dim=16))
+    half = RectifiedConfig(density=0.2).plan(grid, query.half(), key.half())
+    single = RectifiedConfig(density=0.2).plan(grid, query.half().float(), key.half().float())
+    assert torch.equal(half.lists[0].indices, single.lists[0].indices)
+    assert torch.equal(half.post.weights, single.post.weights)
+
+
+def test_what_is_dropped_is_corrected_for():
+    grid = TokenGrid(5, 9, 10)
+    query, key, value = structured_qkv(grid, heads=2, dim=16)
+    constant = torch.ones_like(value)
+    for config in (RectifiedConfig(density=0.1), RectifiedConfig(density=0.1, gapr=False)):
+        out = attend(query, key, constant, config.plan(grid, query, key))
+        # R and the weights of C sum to 1 up to the rounding of a softmax and of two sums
+        assert (out - 1).abs().max() <= 8 * torch.finfo(torch.float32).eps
+
+
+def test_neighbours_are_kept_first():
+    grid = TokenGrid(6, 12, 20)
+    query, key, _ = structured_qkv(grid, heads=2, dim=16)
+    near = neighbor_blocks(grid, "nested", 32)
+    kept = RectifiedConfig(keep=0.05).plan(grid, query, key).lists[0].to_mask(len(near))
+    assert kept[..., near].all()
+    free = RectifiedConfig(keep=0.05, neighbors=False).plan(grid, query, key).lists[0].to_mask(len(near))
+    assert not free[..., near].all() and (free <= kept).all()
+
+
+def test_presets_of_the_paper():
+    config = RectifiedConfig.from_paper("hunyuan")
+    assert (config.keep, config.mass, config.block, config.order) == (0.2, 0.3, 128, "hilbert")
+    assert RectifiedConfig.paper_schedule("wan2.1-14b").dense_layers == 2
