@@ -7,7 +7,6 @@ coarse and cheap grids first, the reference grid (9 x 16 x 16 tokens: 33 frames 
 import argparse
 import copy
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,52 +16,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from examples.tiny_wan import fast
-from examples.tiny_wan.latents import analytic_latents, normalise, positions, to_tokens
-from examples.tiny_wan.model import SHIFT, build_pipeline, save_pipeline
+from examples.tiny_wan.batches import GridSpec, sample_sigmas, sample_tokens
+from examples.tiny_wan.model import build_pipeline, save_pipeline
 from examples.tiny_wan.optim import Average, Optimizers
-from examples.tiny_wan.scenes import Scene, frame_times, render, sample_scene
+from examples.tiny_wan.scenes import sample_scene
 from examples.tiny_wan.text import encode, pretrain
 from examples.tiny_wan.vae import wired_vae
-
-
-@dataclass(frozen=True)
-class GridSpec:
-    """`TxHxW[/n]:weight:batch`: a token grid, how many of its frames are kept, its odds and its batch size."""
-
-    grid: tuple[int, int, int]
-    frames: int
-    weight: float
-    batch: int
-
-    @classmethod
-    def parse(cls, text: str) -> "GridSpec":
-        """Read the command-line form, for example 9x16x16/2:1:8."""
-        shape, weight, batch = text.split(":")
-        grid, _, kept = shape.partition("/")
-        frames, height, width = map(int, grid.split("x"))
-        return cls((frames, height, width), int(kept or frames), float(weight), int(batch))
-
-
-def sample_sigmas(rng: np.random.Generator, count: int) -> Tensor:
-    """(count,) noise levels, stratified: 80 % logit-normal, 20 % uniform, then the scheduler's shift."""
-    strata = torch.from_numpy((rng.permutation(count) + rng.random(count)) / count)
-    normal = torch.sigmoid(torch.special.ndtri(strata.clamp(1e-4, 1 - 1e-4)))
-    base = torch.where(torch.from_numpy(rng.random(count)) < 0.8, normal, strata)
-    return (SHIFT * base / (1 + (SHIFT - 1) * base)).float()
-
-
-def sample_tokens(scenes: list[Scene], spec: GridSpec, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Clean tokens (B, N, 24) of rendered scenes and their positions (N, 3); only the kept frames are rendered."""
-    frames, height, width = spec.grid
-    kept = torch.from_numpy(np.sort(rng.permutation(frames)[: spec.frames]))
-    later = kept[kept > 0]
-    # The first frame is always rendered, for analytic_latents expects it, and dropped where it is not kept.
-    index = torch.cat([torch.zeros(1, dtype=torch.long), (4 * later[:, None] + torch.arange(-3, 1)).flatten()])
-    times = frame_times(4 * (frames - 1) + 1)[index]
-    video = torch.stack([render(scene, times, 8 * height, 8 * width) for scene in scenes])
-    latents = normalise(analytic_latents(video))[:, :, len(later) - len(kept) + 1 :]
-    places = positions(spec.grid).unflatten(0, (frames, -1))[kept].flatten(0, 1)
-    return to_tokens(latents), places
 
 
 class Trainer:
@@ -177,6 +136,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def start_pipeline(args: argparse.Namespace) -> WanPipeline:
+    """The pipeline folder to resume from, or a fresh one whose text encoder has learned its words."""
+    if args.resume and args.resume.is_dir():
+        return WanPipeline.from_pretrained(args.resume)
+    pipe = build_pipeline(AutoencoderKLWan.from_pretrained(args.vae) if args.vae else wired_vae())
+    if not args.resume:
+        pretrain(pipe.tokenizer, pipe.text_encoder.train(), np.random.default_rng(args.seed))
+    return pipe
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run one phase."""
     args = parse_args(argv)
@@ -184,13 +153,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_flush_denormal(True)
     if args.compile:
         fast.block = torch.compile(fast.block, dynamic=False)
-    vae = AutoencoderKLWan.from_pretrained(args.vae) if args.vae else wired_vae()
-    if args.resume and args.resume.is_dir():
-        pipe = WanPipeline.from_pretrained(args.resume)
-    else:
-        pipe = build_pipeline(vae)
-        pretrain(pipe.tokenizer, pipe.text_encoder.train(), np.random.default_rng(args.seed))
-    trainer = Trainer(pipe, args)
+    trainer = Trainer(start_pipeline(args), args)
     if args.resume and args.resume.is_file():
         trainer.load(args.resume)
     args.out.mkdir(parents=True, exist_ok=True)

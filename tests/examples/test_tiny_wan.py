@@ -10,12 +10,12 @@ import torch
 from diffusers import AutoencoderKLWan, WanPipeline
 
 from examples.tiny_wan import fast
+from examples.tiny_wan.batches import GridSpec, sample_sigmas, sample_tokens
 from examples.tiny_wan.evaluate import held_out_scenes
 from examples.tiny_wan.judge import judge, score
 from examples.tiny_wan.latents import analytic_latents, positions, to_tokens
 from examples.tiny_wan.model import build_transformer
 from examples.tiny_wan.scenes import COLOURS, Scene, combinations, frame_times, render, sample_scene
-from examples.tiny_wan.train import GridSpec, sample_sigmas, sample_tokens
 from examples.tiny_wan.vae import encode_mean, wired_vae
 
 ROOT = Path(__file__).parents[2]
