@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks._helpers import AttentionProcessorRegistry
 from diffusers.hooks.hooks import StateManager
 from diffusers.models.attention_dispatch import (
     AttentionBackendName,
     _AttentionBackendRegistry,
     dispatch_attention_fn,
 )
+from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.utils.torch_utils import unwrap_module
 
-__all__ = ["HookRegistry", "ModelHook", "StateManager", "dispatch_attention_fn", "register_backend", "unwrap_module"]
+__all__ = [
+    "HookRegistry",
+    "ModelHook",
+    "StateManager",
+    "active_backend",
+    "apply_rotary_emb",
+    "dispatch_attention_fn",
+    "register_backend",
+    "register_processor",
+    "unwrap_module",
+]
 
 
 def register_backend(name: str, attention: Callable) -> AttentionBackendName:
@@ -26,3 +39,23 @@ def register_backend(name: str, attention: Callable) -> AttentionBackendName:
     member._name_, member._value_ = name.upper(), name
     _AttentionBackendRegistry.register(member, supports_context_parallel=False)(attention)
     return member
+
+
+@contextmanager
+def active_backend(backend: AttentionBackendName) -> Iterator[AttentionBackendName]:
+    """Make `backend` the one of calls that name none, and give the one that was."""
+    before = _AttentionBackendRegistry._active_backend
+    _AttentionBackendRegistry.set_active_backend(backend)
+    try:
+        yield before
+    finally:
+        _AttentionBackendRegistry.set_active_backend(before)
+
+
+def register_processor(cls: type, like: type) -> None:
+    """Let diffusers' hooks know of `cls` what they know of `like`; they look classes up exactly."""
+    try:
+        known = AttentionProcessorRegistry.get(like)
+    except ValueError:
+        return
+    AttentionProcessorRegistry.register(cls, known)

@@ -11,9 +11,10 @@ from .config import AttentionConfig
 from .config import config as config_by_name
 from .hook import SparseAttentionHook, add_hook, find_hook, remove_hook
 from .kernels.attend import check_impl
+from .layer import Layer
 from .models.adapter import adapter_for, find_adapter, supported_models
 from .processors import SparseProcessorMixin, sparse_processor
-from .runtime import Layer, Runtime
+from .runtime import Runtime
 from .schedule import Schedule
 
 
@@ -67,6 +68,8 @@ def disable(pipe: Any) -> None:
             attention = transformer.get_submodule(name)
             if isinstance(attention.processor, SparseProcessorMixin):
                 attention.set_processor(attention.processor.original)
+        for _, processor in hook.served:
+            processor.layer.off = True
         remove_hook(transformer)
 
 
@@ -102,12 +105,13 @@ def find_transformers(pipe: Any) -> list[nn.Module]:
 def _enable_one(transformer: nn.Module, runtime: Runtime) -> None:
     adapter = adapter_for(transformer)
     disable(transformer)
-    names = adapter.attention(transformer)
+    names, served = adapter.attention(transformer), []
     for index, name in enumerate(names):
         attention = transformer.get_submodule(name)
         layer = Layer(name, index, runtime.schedule.is_dense_layer(index, len(names)))
-        attention.set_processor(sparse_processor(attention.processor, runtime, layer))
-    add_hook(transformer, SparseAttentionHook(runtime, adapter))
+        attention.set_processor(sparse_processor(attention.processor, runtime, layer, adapter))
+        served.append((attention, attention.processor))
+    add_hook(transformer, SparseAttentionHook(runtime, adapter, served))
 
 
 def _resolve(config: str | AttentionConfig) -> AttentionConfig:

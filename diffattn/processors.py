@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from ._compat import dispatch_attention_fn, register_backend
-from .runtime import Layer, Runtime
+from ._compat import dispatch_attention_fn, register_backend, register_processor
+from .layer import Layer
+from .models.adapter import Adapter
+from .runtime import Runtime
+from .seams import seam
 
 
 class SparseProcessorMixin:
-    """In front of a model's processor class: while it runs, its attention backend is diffattn.
+    """In front of a model's processor class: while it runs, its attention is diffattn's.
 
     Everything else is the model's own code: projections, norms, RoPE, IP-Adapter branches. `_attention_backend` and
     `_parallel_config` set from outside go to the original processor, whose backend runs whatever stays dense.
@@ -22,6 +26,8 @@ class SparseProcessorMixin:
     original: Any
     runtime: Runtime
     layer: Layer
+    adapter: Adapter
+    outer_backend: Any = None
 
     @property
     def _attention_backend(self) -> Any:
@@ -39,6 +45,10 @@ class SparseProcessorMixin:
     def _parallel_config(self, config: Any) -> None:
         self.original._parallel_config = config
 
+    def __reduce__(self) -> tuple:
+        # its class is made at run time, pickle would not find it
+        return _restore, (self.original, self.runtime, self.layer, self.adapter.model)
+
 
 class _Running(threading.local):
     processor: SparseProcessorMixin | None = None
@@ -47,31 +57,70 @@ class _Running(threading.local):
 _running = _Running()
 
 
-def sparse_processor(original: Any, runtime: Runtime, layer: Layer) -> Any:
+def sparse_processor(original: Any, runtime: Runtime, layer: Layer, adapter: Adapter) -> Any:
     """A processor that does as `original` does, its attention run by `runtime`."""
-    processor = object.__new__(_sparse_class(type(original)))
+    base = type(original) if adapter.processor is None else adapter.processor(type(original))
+    # deferred attributes of nn.Module processors are shared with the original, not copied
+    processor = object.__new__(_sparse_class(base, adapter.seam))
     for name, value in vars(original).items():
         if name not in ("_attention_backend", "_parallel_config"):
             processor.__dict__[name] = value
-    processor.__dict__.update(original=original, runtime=runtime, layer=layer)
+    processor.__dict__.update(original=original, runtime=runtime, layer=layer, adapter=adapter)
     return processor
 
 
+def _restore(original: Any, runtime: Runtime, layer: Layer, model: str) -> Any:
+    from .models import adapter_named
+
+    return sparse_processor(original, runtime, layer, adapter_named(model))
+
+
 @functools.cache
-def _sparse_class(cls: type) -> type:
+def _sparse_class(cls: type, seam_name: str) -> type:
+    def run(self, args: tuple, kwargs: dict) -> Any:
+        if seam_name == "backend":
+            return cls.__call__(self, *args, **kwargs)
+        with seam(seam_name, self, BACKEND, functools.partial(_attend, self)):
+            return cls.__call__(self, *args, **kwargs)
+
     # wraps keeps the signature: attention modules drop keyword arguments that a processor does not name
     @functools.wraps(cls.__call__)
     def __call__(self, *args, **kwargs):
         outer, _running.processor = _running.processor, self
         try:
-            return cls.__call__(self, *args, **kwargs)
+            return run(self, args, kwargs)
         finally:
             _running.processor = outer
 
-    return type(f"Sparse{cls.__name__}", (SparseProcessorMixin, cls), {"__call__": __call__})
+    sparse = type(f"Sparse{cls.__name__}", (SparseProcessorMixin, cls), {"__call__": __call__})
+    register_processor(sparse, like=cls)
+    return sparse
 
 
-def _attention(
+def _attend(
+    processor: SparseProcessorMixin,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dense: Callable[[], Tensor],
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    parallel_config: Any = None,
+) -> Tensor:
+    """query, key, value `(B, S, H, D)`, sparse, or `dense()` as the runtime says."""
+    runtime, layer = processor.runtime, processor.layer
+    reason, key_mask = _unserved(query, key, dropout_p, is_causal, parallel_config), None
+    if reason is None:
+        reason, key_mask = runtime.decide(layer, query, attn_mask, processor.adapter.mask)
+    if reason is None:
+        return runtime.run(layer, query, key, value, key_mask, scale)
+    layer.count_dense(reason)
+    return dense()
+
+
+def _backend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -82,25 +131,25 @@ def _attention(
     enable_gqa: bool = False,
     _parallel_config: Any = None,
 ) -> Tensor:
-    """The backend: query, key, value `(B, S, H, D)`, dense or sparse as the runtime says."""
+    """What diffusers' dispatcher calls: query, key, value `(B, S, H, D)`."""
     processor = _running.processor
-    runtime, layer = processor.runtime, processor.layer
-    unserved = _unserved(query, key, dropout_p, is_causal, _parallel_config)
-    plan, key_mask, reason = (None, None, unserved) if unserved else runtime.decide(layer, query, key, attn_mask)
-    if plan is not None:
-        return runtime.run(layer, query, key, value, plan, key_mask, scale)
-    layer.count_dense(reason)
-    return dispatch_attention_fn(
-        query,
-        key,
-        value,
-        attn_mask=attn_mask,
-        dropout_p=dropout_p,
-        is_causal=is_causal,
-        scale=scale,
-        enable_gqa=enable_gqa,
-        backend=getattr(processor.original, "_attention_backend", None),
-        parallel_config=_parallel_config,
+
+    def dense() -> Tensor:
+        return dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask=attn_mask,
+            dropout_p=dropout_p,
+            is_causal=is_causal,
+            scale=scale,
+            enable_gqa=enable_gqa,
+            backend=getattr(processor.original, "_attention_backend", None) or processor.outer_backend,
+            parallel_config=_parallel_config,
+        )
+
+    return _attend(
+        processor, query, key, value, dense, attn_mask, dropout_p, is_causal, scale, parallel_config=_parallel_config
     )
 
 
@@ -117,4 +166,4 @@ def _unserved(query: Tensor, key: Tensor, dropout_p: float, is_causal: bool, par
     return None
 
 
-BACKEND = register_backend("diffattn", _attention)
+BACKEND = register_backend("diffattn", _backend)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,27 +12,14 @@ from .config import AttentionConfig
 from .grid import TokenGrid
 from .kernels.attend import attend
 from .kernels.plan import Plan
+from .layer import Layer
+from .masks import as_key_mask
+from .placement import Placement, place, roll_plan, roll_tokens
 from .schedule import Schedule
 
 logger = logging.get_logger(__name__)
 
 KEPT_PLANS = 8  # static plans: one per token grid and device, a run needs one or two
-
-
-@dataclass
-class Layer:
-    """One self-attention module of a model and what happened in it."""
-
-    name: str
-    index: int
-    dense: bool
-    plan: Plan | None = None
-    sparse_calls: int = 0
-    dense_calls: Counter = field(default_factory=Counter)
-
-    def count_dense(self, reason: str) -> None:
-        """Note one dense call."""
-        self.dense_calls[reason] += 1
 
 
 class Runtime:
@@ -49,78 +34,100 @@ class Runtime:
 
     def __init__(self, config: AttentionConfig, schedule: Schedule, impl: str, scheduler: Any = None) -> None:
         self.config, self.schedule, self.impl, self.scheduler = config, schedule, impl, scheduler
-        self.video: tuple[int, int, int] | None = None
-        self.text_first = False
         self.step: tuple[int, int] | None = None
         self.dense_step = False
         self.grid: TokenGrid | None = None
+        self._video: tuple[int, int, int] | None = None
+        self._before: int | str = "none"
+        self._no_grid = "the transformer was not entered through its forward"
+        self._places: dict[int, Placement | str] = {}
         self._plans: dict[Any, Plan] = {}
-        self._warned = False
+        self._masked: tuple[Any, Plan, Plan] | None = None
+        self._said: set[str] = set()
 
-    def begin_forward(self, video: tuple[int, int, int], text_first: bool, step: tuple[int, int] | None) -> None:
-        """A transformer starts: `video` is its token grid, `step` is `(step, steps)` where known."""
-        self.video, self.text_first, self.step = video, text_first, step
+    def begin_step(self, step: tuple[int, int] | None) -> None:
+        """`step` is `(step, steps)` where known."""
+        self.step = step
         self.dense_step = step is not None and self.schedule.is_dense_step(*step)
-        if step is None and not self.schedule.every_step_alike and not self._warned:
-            self._warned = True
-            logger.warning(
+        if step is None and not self.schedule.every_step_alike:
+            self.say_once(
                 f"the denoising step is not known here, so no step stays dense in spite of {self.schedule}: enable "
                 "the whole pipeline, or call the transformer within "
                 "`cache_context(name, step_index=, num_inference_steps=)`"
             )
 
-    def decide(
-        self, layer: Layer, query: Tensor, key: Tensor, attn_mask: Tensor | None
-    ) -> tuple[Plan | None, Tensor | None, str]:
-        """`(plan, key mask, "")`, or `(None, None, reason)` where the call stays dense."""
+    def begin_forward(self, video: tuple[int, int, int] | None, before: int | str = "none", reason: str = "") -> None:
+        """A transformer starts: `video` is its token grid, or there is a `reason` why there is none."""
+        if (video, before) != (self._video, self._before):
+            self._places.clear()
+        self._video, self._before, self._no_grid = video, before, reason
+
+    def decide(self, layer: Layer, query: Tensor, attn_mask: Any, mask_kind: str) -> tuple[str | None, Tensor | None]:
+        """`(None, key mask)`, or `(reason, None)` where the call of a `(B, S, H, D)` query stays dense."""
         if self.dense_step:
-            return None, None, "dense step"
+            return "dense step", None
         if layer.dense:
-            return None, None, "dense layer"
-        if self.video is None:
-            return None, None, "the transformer was not entered through its forward"
-        text = query.shape[1] - self.video[0] * self.video[1] * self.video[2]
-        if text < 0:
-            return None, None, f"{query.shape[1]} tokens are fewer than the grid {self.video}"
-        key_mask = None
-        if attn_mask is not None:
-            key_mask = as_key_mask(attn_mask, query.shape[0], query.shape[1])
-            if key_mask is None:
-                return None, None, "a mask that is not a key mask"
-        self.grid = TokenGrid(*self.video, text=text, text_first=self.text_first)
-        return self._plan(self.grid, layer, query, key), key_mask, ""
+            return "dense layer", None
+        if layer.off:
+            return "diffattn was disabled", None
+        if self._video is None:
+            return self._no_grid, None
+        found = self._place(query.shape[1])
+        if isinstance(found, str):
+            return found, None
+        if attn_mask is None:
+            return None, None
+        return as_key_mask(attn_mask, query.shape[0], query.shape[1], mask_kind)
 
     def run(
-        self,
-        layer: Layer,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        plan: Plan,
-        key_mask: Tensor | None,
-        scale: float | None,
+        self, layer: Layer, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, scale: float | None
     ) -> Tensor:
         """Sparse attention `(B, S, H, D)`."""
-        layer.plan = plan
+        placement = self._places[query.shape[1]]
+        self.grid = placement.grid
+        layer.plan = plan = self._plan(placement, layer, query, key)
         layer.sparse_calls += 1
         if key_mask is not None:
-            plan = plan.with_key_mask(key_mask)
+            plan = self._mask(plan, key_mask)
         return attend(query, key, value, plan, scale=scale, impl=self.impl)
 
+    def say_once(self, message: str) -> None:
+        """Log a warning, the same one only once in the life of this runtime."""
+        if message not in self._said:
+            self._said.add(message)
+            logger.warning(message)
+
+    def _place(self, tokens: int) -> Placement | str:
+        if tokens not in self._places:
+            self._places[tokens] = place(self._video, self._before, tokens)
+        return self._places[tokens]
+
     @torch.no_grad()
-    def _plan(self, grid: TokenGrid, layer: Layer, query: Tensor, key: Tensor) -> Plan:
+    def _plan(self, placement: Placement, layer: Layer, query: Tensor, key: Tensor) -> Plan:
+        grid, shift = placement.grid, placement.shift
         if self.config.dynamic:
-            return self.config.plan(grid, query, key, layer=layer.index)
-        at = (grid, query.device)
-        if at not in self._plans:
+            return roll_plan(self.config.plan(grid, *roll_tokens(query, key, shift), layer=layer.index), shift)
+        at = (grid, shift, query.device)
+        plan = self._plans.get(at)
+        if plan is None:
             while len(self._plans) >= KEPT_PLANS:
                 self._plans.pop(next(iter(self._plans)))
-            self._plans[at] = self.config.plan(grid, layer=layer.index, device=query.device)
-        return self._plans[at]
+            plan = self.config.plan(grid, layer=layer.index, device=query.device)
+            self._warn_if_all(plan, grid)
+            plan = self._plans[at] = roll_plan(plan, shift)
+        return plan
 
+    def _mask(self, plan: Plan, key_mask: Tensor) -> Plan:
+        """The plan with a key mask; the last one is kept, because all layers of a forward have the same."""
+        if key_mask.is_inference():  # these do not count their changes
+            return plan.with_key_mask(key_mask)
+        at = (id(plan), key_mask.data_ptr(), key_mask.shape, key_mask.stride(), key_mask._version)
+        if self._masked is None or self._masked[0] != at:
+            self._masked = (at, plan, plan.with_key_mask(key_mask))
+        return self._masked[2]
 
-def as_key_mask(mask: Tensor, batch: int, tokens: int) -> Tensor | None:
-    """A `(B|1, 1, 1, S)` or `(B, S)` boolean mask as `(B, S)`, None where it is something else."""
-    if mask.dtype != torch.bool or mask.shape[-1] != tokens or mask.numel() not in (tokens, batch * tokens):
-        return None
-    return mask.reshape(-1, tokens).expand(batch, tokens)
+    def _warn_if_all(self, plan: Plan, grid: TokenGrid) -> None:
+        if plan.density < 1 - 1e-9 or getattr(self.config, "density", None) == 1:
+            return
+        why = ": it needs more than one frame" if grid.frames == 1 else ""
+        self.say_once(f"{self.config.method} attention keeps every key on {grid}, nothing is saved{why}")

@@ -14,8 +14,9 @@ import torch
 from .apply import find_transformers
 from .hook import find_hook
 from .kernels.attend import choose_impl
+from .layer import Layer
 from .processors import SparseProcessorMixin
-from .runtime import Layer, Runtime
+from .runtime import Runtime
 
 PACKAGES = ("diffattn", "diffusers", "transformers", "torch", "triton")
 

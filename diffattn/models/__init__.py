@@ -1,6 +1,18 @@
-"""Adapters: what differs between model families, one small file each."""
+"""Adapters: what differs between model families, one small file for those that resemble each other."""
 
-from . import wan
-from .adapter import Adapter, adapter_for, supported_models
+from . import flux, hunyuan, hunyuan_video15, image, video, wan
+from .adapter import Adapter, NoGrid, adapter_for, adapter_named, supported_models
 
-__all__ = ["Adapter", "adapter_for", "supported_models", "wan"]
+__all__ = [
+    "Adapter",
+    "NoGrid",
+    "adapter_for",
+    "adapter_named",
+    "flux",
+    "hunyuan",
+    "hunyuan_video15",
+    "image",
+    "supported_models",
+    "video",
+    "wan",
+]

@@ -10,23 +10,63 @@ from torch import nn
 from .._compat import unwrap_module
 
 
+class NoGrid(Exception):
+    """Raised by `Adapter.grid` where tokens are not a grid; its text is the reason that `summary` counts."""
+
+
 @dataclass(frozen=True)
 class Adapter:
-    """A transformer family.
+    """A transformer family: which attention is served, where its tokens sit, how its masks arrive.
 
     Args:
         model (`str`): name of the diffusers class; its subclasses are served too.
         attention (`Callable`): from the model to the qualified names of its self-attention modules over visual
-            tokens, in the order they run.
+            tokens, in the order in which `Schedule.dense_layers` counts them.
         grid (`Callable`): from the model and the keyword arguments of its forward to `(frames, height, width)` in
-            tokens.
-        text_first (`bool`): whether text tokens of the same sequence come before the visual ones.
+            tokens; an image has one frame. Raises [`NoGrid`] where there is none.
+        others (`str` or `Callable`, *optional*, defaults to `"none"`): where the tokens of the sequence that are not
+            on the grid sit (text, reference images, history, padding): `"before"` or `"after"` the visual ones, or,
+            where both occur, a function of the model and the inputs that counts those before.
+        seam (`str`, *optional*, defaults to `"backend"`): how the processor reaches attention: the dispatcher with a
+            `"backend"` of its own, the dispatcher with the `"active"` backend of the process, or `"sdpa"`, torch's
+            function, called with `(B, H, S, D)`.
+        mask (`str`, *optional*, defaults to `"keys"`): what a boolean mask means: `"keys"` that nobody sees,
+            the outer `"product"` of such a mask with itself, or samples `"packed"` at different places.
+        processor (`Callable`, *optional*): from the model's processor class to a subclass to run in its stead.
     """
 
     model: str
     attention: Callable[[nn.Module], list[str]]
     grid: Callable[[nn.Module, dict], tuple[int, int, int]]
-    text_first: bool = False
+    others: str | Callable[[nn.Module, dict], int] = "none"
+    seam: str = "backend"
+    mask: str = "keys"
+    processor: Callable[[type], type] | None = None
+
+    def tokens_before(self, model: nn.Module, inputs: dict) -> int | str:
+        """How many tokens come before the visual ones, or `"none"`, `"before"`, `"after"`."""
+        return self.others(model, inputs) if callable(self.others) else self.others
+
+
+def blocks(**attention: str) -> Callable[[nn.Module], list[str]]:
+    """An `Adapter.attention`: from lists of blocks to the attention in each block, names separated by spaces."""
+
+    def names(model: nn.Module) -> list[str]:
+        return [
+            f"{stack}.{index}.{name}"
+            for stack, inside in attention.items()
+            for index, block in enumerate(getattr(model, stack))
+            for name in inside.split()
+            if _has(block, name)
+        ]
+
+    return names
+
+
+def _has(block: nn.Module, name: str) -> bool:
+    for part in name.split("."):
+        block = getattr(block, part, None)
+    return block is not None
 
 
 _ADAPTERS: dict[str, Adapter] = {}
@@ -41,6 +81,11 @@ def register(adapter: Adapter) -> Adapter:
 def supported_models() -> list[str]:
     """Names of the transformer classes served."""
     return sorted(_ADAPTERS)
+
+
+def adapter_named(model: str) -> Adapter:
+    """The adapter of a class, by name."""
+    return _ADAPTERS[model]
 
 
 def find_adapter(module: object) -> Adapter | None:

@@ -1,20 +1,17 @@
-"""Wan 2.1 and 2.2, text-to-video and image-to-video: text and image arrive by cross-attention, which stays dense."""
+"""Wan 2.1 and 2.2 and what is built on it: text and image arrive by cross-attention, which stays dense."""
 
 from __future__ import annotations
 
-from torch import nn
+from .adapter import Adapter, blocks, register
+from .grids import frames_first_grid, video_grid
 
-from .adapter import Adapter, register
+ATTENTION = blocks(blocks="attn1")
 
-
-def _attention(model: nn.Module) -> list[str]:
-    return [f"blocks.{index}.attn1" for index in range(len(model.blocks))]
-
-
-def _grid(model: nn.Module, inputs: dict) -> tuple[int, int, int]:
-    sizes = inputs["hidden_states"].shape[2:]  # (B, C, F, H, W)
-    frames, height, width = (size // patch for size, patch in zip(sizes, model.config.patch_size))
-    return frames, height, width
-
-
-WAN = register(Adapter("WanTransformer3DModel", _attention, _grid))
+WAN = register(Adapter("WanTransformer3DModel", ATTENTION, video_grid))
+VACE = register(Adapter("WanVACETransformer3DModel", blocks(blocks="attn1", vace_blocks="attn1"), video_grid))
+ANIMATE = register(Adapter("WanAnimateTransformer3DModel", ATTENTION, video_grid))
+CHRONO_EDIT = register(Adapter("ChronoEditTransformer3DModel", ATTENTION, video_grid))
+SKYREELS_V2 = register(Adapter("SkyReelsV2Transformer3DModel", ATTENTION, video_grid))
+ANYFLOW = register(Adapter("AnyFlowTransformer3DModel", ATTENTION, frames_first_grid))
+# history goes before the frames to be made
+HELIOS = register(Adapter("HeliosTransformer3DModel", ATTENTION, video_grid, others="before"))

@@ -1,0 +1,27 @@
+"""What an attention mask says about keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def as_key_mask(mask: Any, batch: int, tokens: int, kind: str = "keys") -> tuple[str | None, Tensor | None]:
+    """`(None, (B, S) key mask)` from a boolean mask that may be one, or `(reason, None)`.
+
+    `kind` is `Adapter.mask`: `"keys"` for `(B|1, 1, 1, S)` or `(B, S)`, `"product"` for the outer product of a key
+    mask with itself `(B|1, 1, S, S)`, of which rows that see nothing are rows that nobody reads.
+    """
+    if not isinstance(mask, Tensor):
+        return "a mask that is not a tensor", None
+    if kind == "packed":
+        return "samples with texts of different lengths, packed", None
+    if mask.dtype != torch.bool:
+        return "a mask that adds to the scores", None
+    if kind == "product" and mask.ndim == 4 and mask.shape[-2] == tokens:
+        mask = mask.any(-2)
+    if mask.shape[-1] != tokens or mask.numel() not in (tokens, batch * tokens):
+        return "a mask that is not a key mask", None
+    return None, mask.reshape(-1, tokens).expand(batch, tokens)

@@ -1,0 +1,80 @@
+"""Token grids as the forward of a transformer shows them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .adapter import NoGrid
+
+Grid = tuple[int, int, int]
+
+
+def cut(sizes: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
+    """Sizes in patches."""
+    return tuple(size // edge for size, edge in zip(sizes, patch))
+
+
+def patches(model: nn.Module) -> Grid:
+    """`(frames, height, width)` of a patch, from `patch_size` and, where it is separate, `patch_size_t`."""
+    size = model.config.patch_size
+    if isinstance(size, (tuple, list)):
+        return tuple(size)
+    return (getattr(model.config, "patch_size_t", None) or 1, size, size)
+
+
+def video_grid(model: nn.Module, inputs: dict) -> Grid:
+    """From latents `(B, C, F, H, W)`."""
+    return cut(inputs["hidden_states"].shape[2:], patches(model))
+
+
+def frames_first_grid(model: nn.Module, inputs: dict) -> Grid:
+    """From latents `(B, F, C, H, W)`."""
+    frames, _, height, width = inputs["hidden_states"].shape[1:]
+    return cut((frames, height, width), patches(model))
+
+
+def channels_last_grid(model: nn.Module, inputs: dict) -> Grid:
+    """From latents `(B, F, H, W, C)`."""
+    return cut(inputs["hidden_states"].shape[1:4], patches(model))
+
+
+def image_grid(model: nn.Module, inputs: dict) -> Grid:
+    """From latents `(B, C, H, W)`, or `(B, C, F, H, W)`."""
+    sizes = inputs["hidden_states"].shape[2:]
+    patch = patches(model)
+    return cut(sizes, patch) if len(sizes) == 3 else (1, *cut(sizes, patch[-2:]))
+
+
+def stated_grid(model: nn.Module, inputs: dict) -> Grid:
+    """From the arguments `num_frames`, `height` and `width`, which count tokens."""
+    sizes = tuple(inputs.get(name) for name in ("num_frames", "height", "width"))
+    if None in sizes:
+        raise NoGrid("num_frames, height and width are not given, tokens are placed by coordinates")
+    return sizes
+
+
+def position_grid(model: nn.Module, inputs: dict) -> Grid:
+    """From `img_ids` `(S, 3|4)`, the position of every token: of the tokens that share the first one's image."""
+    ids = inputs["img_ids"]
+    ids = ids[0] if ids.ndim == 3 else ids
+    own = ids[ids[:, 0] == ids[0, 0]]
+    low, high = torch.stack((own.amin(0), own.amax(0))).long().tolist()
+    height, width = high[1] - low[1] + 1, high[2] - low[2] + 1
+    if len(own) != height * width:
+        raise NoGrid(f"the {len(own)} tokens of the image do not fill {height}x{width} positions")
+    return 1, height, width
+
+
+def text_tokens(model: nn.Module, inputs: dict) -> int:
+    """Tokens of `encoder_hidden_states` `(B, S, C)`."""
+    return inputs["encoder_hidden_states"].shape[1]
+
+
+def pooled_tokens(latents: Tensor | None, kernel: Grid) -> int:
+    """Tokens of latents `(B, C, F, H, W)` under a strided convolution that pads up to whole kernels."""
+    if latents is None:
+        return 0
+    return math.prod(-(-size // edge) for size, edge in zip(latents.shape[2:], kernel))

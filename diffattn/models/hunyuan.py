@@ -1,0 +1,23 @@
+"""HunyuanVideo, Framepack and HunyuanImage: joint sequences, text after the visual tokens, masked by key."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .adapter import Adapter, blocks, register
+from .grids import image_grid, pooled_tokens, video_grid
+
+ATTENTION = blocks(transformer_blocks="attn", single_transformer_blocks="attn")
+
+
+def _history(model: nn.Module, inputs: dict) -> int:
+    """Tokens of the frames before: kept whole, and pooled twice and four times (FramePack, arXiv 2504.12626)."""
+    named = {"latents_clean": 1, "latents_history_2x": 2, "latents_history_4x": 4}
+    known = {name: inputs.get(name) for name in named if inputs.get(f"indices_{name}") is not None}
+    return sum(pooled_tokens(known[name], (named[name], 2 * named[name], 2 * named[name])) for name in known)
+
+
+HUNYUAN_VIDEO = register(Adapter("HunyuanVideoTransformer3DModel", ATTENTION, video_grid, others="after"))
+FRAMEPACK = register(Adapter("HunyuanVideoFramepackTransformer3DModel", ATTENTION, video_grid, others=_history))
+HUNYUAN_IMAGE = register(Adapter("HunyuanImageTransformer2DModel", ATTENTION, image_grid, others="after"))
+MOTIF_VIDEO = register(Adapter("MotifVideoTransformer3DModel", ATTENTION, video_grid, others="after"))

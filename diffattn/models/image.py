@@ -1,0 +1,75 @@
+"""Further image families: grids of one frame."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .adapter import Adapter, NoGrid, blocks, register
+from .grids import Grid, cut, image_grid, text_tokens
+
+
+def _qwen_grid(model: nn.Module, inputs: dict) -> Grid:
+    """The first of the images of a sample, the one to be made."""
+    shapes = {tuple(images[0] if isinstance(images, list) else images) for images in inputs["img_shapes"]}
+    if len(shapes) > 1:
+        raise NoGrid("samples of different sizes in one batch")
+    return shapes.pop()
+
+
+def _z_image_grid(model: nn.Module, inputs: dict) -> Grid:
+    if isinstance(inputs["x"][0], list):
+        raise NoGrid("several images in one sequence (omni mode)")
+    shapes = {tuple(image.shape[1:]) for image in inputs["x"]}  # (C, F, H, W)
+    if len(shapes) > 1:
+        raise NoGrid("samples of different sizes in one batch")
+    size = inputs.get("patch_size") or 2
+    return cut(shapes.pop(), (inputs.get("f_patch_size") or 1, size, size))
+
+
+def _hidream_grid(model: nn.Module, inputs: dict) -> Grid:
+    if inputs["hidden_states"].ndim != 4:
+        raise NoGrid("tokens that were cut into patches outside the transformer")
+    return image_grid(model, inputs)
+
+
+# 3.5 medium has a second, purely visual attention in its first blocks
+SD3 = register(
+    Adapter("SD3Transformer2DModel", blocks(transformer_blocks="attn attn2"), image_grid, others="after", seam="sdpa")
+)
+QWEN_IMAGE = register(
+    Adapter("QwenImageTransformer2DModel", blocks(transformer_blocks="attn"), _qwen_grid, others=text_tokens)
+)
+Z_IMAGE = register(Adapter("ZImageTransformer2DModel", blocks(layers="attention"), _z_image_grid, others="after"))
+LUMINA_2 = register(
+    Adapter(
+        "Lumina2Transformer2DModel", blocks(layers="attn"), image_grid, others="before", seam="sdpa", mask="packed"
+    )
+)
+# images that are not square are padded with tokens, which like the text come after
+HIDREAM = register(
+    Adapter(
+        "HiDreamImageTransformer2DModel",
+        blocks(double_stream_blocks="block.attn1", single_stream_blocks="block.attn1"),
+        _hidream_grid,
+        others="after",
+        seam="sdpa",
+    )
+)
+AURAFLOW = register(
+    Adapter(
+        "AuraFlowTransformer2DModel",
+        blocks(joint_transformer_blocks="attn", single_transformer_blocks="attn"),
+        image_grid,
+        others="before",
+        seam="sdpa",
+    )
+)
+COGVIEW_4 = register(
+    Adapter("CogView4Transformer2DModel", blocks(transformer_blocks="attn1"), image_grid, others="before", seam="sdpa")
+)
+COGVIEW_3_PLUS = register(
+    Adapter(
+        "CogView3PlusTransformer2DModel", blocks(transformer_blocks="attn1"), image_grid, others="before", seam="sdpa"
+    )
+)
+PIXART = register(Adapter("PixArtTransformer2DModel", blocks(transformer_blocks="attn1"), image_grid, seam="sdpa"))

@@ -1,0 +1,32 @@
+"""Further video families, each in a line or two."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .adapter import Adapter, NoGrid, blocks, register
+from .grids import Grid, channels_last_grid, frames_first_grid, stated_grid, video_grid
+
+ATTENTION = blocks(transformer_blocks="attn1")
+
+
+def _kandinsky_grid(model: nn.Module, inputs: dict) -> Grid:
+    if (inputs.get("sparse_params") or {}).get("to_fractal"):
+        raise NoGrid("tokens in the fractal order of the model's own sparse attention")
+    return channels_last_grid(model, inputs)
+
+
+COGVIDEOX = register(
+    Adapter("CogVideoXTransformer3DModel", ATTENTION, frames_first_grid, others="before", seam="sdpa")
+)
+CONSISID = register(Adapter("ConsisIDTransformer3DModel", ATTENTION, frames_first_grid, others="before", seam="sdpa"))
+# called once for every sample, with the valid text of that sample
+MOCHI = register(Adapter("MochiTransformer3DModel", ATTENTION, video_grid, others="after", seam="sdpa"))
+ALLEGRO = register(Adapter("AllegroTransformer3DModel", ATTENTION, video_grid, seam="sdpa"))
+EASY_ANIMATE = register(Adapter("EasyAnimateTransformer3DModel", ATTENTION, video_grid, others="before", seam="sdpa"))
+LTX = register(Adapter("LTXVideoTransformer3DModel", ATTENTION, stated_grid))
+LTX_2 = register(Adapter("LTX2VideoTransformer3DModel", ATTENTION, stated_grid))
+COSMOS = register(Adapter("CosmosTransformer3DModel", ATTENTION, video_grid, seam="active"))
+KANDINSKY_5 = register(
+    Adapter("Kandinsky5Transformer3DModel", blocks(visual_transformer_blocks="self_attention"), _kandinsky_grid)
+)
