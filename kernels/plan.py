@@ -184,10 +184,14 @@ class Plan:
         return valid & mask.gather(-1, rows)
 
     @cached_property
+    def kv_counts(self) -> Tensor:
+        """`(B|1, H|1, Rkv)` float32, the valid tokens in each KV row."""
+        return torch.cat([level_sum(self.valid_keys.float(), self, lists) for lists in self.lists], dim=-1)
+
+    @cached_property
     def kv_logw(self) -> Tensor:
-        """`(B|1, H|1, Rkv)` float32, ln of the valid tokens in each KV row, -inf where there is none."""
-        counts = [level_sum(self.valid_keys.float(), self, lists) for lists in self.lists]
-        return torch.cat(counts, dim=-1).log()
+        """`(B|1, H|1, Rkv)` float32, ln of `kv_counts`: -inf where there is no valid token."""
+        return self.kv_counts.log()
 
     @cached_property
     def density(self) -> float:

@@ -44,16 +44,15 @@ def _pick(tensor: Tensor, b: int, h: int) -> Tensor:
 
 
 def _level(key: Tensor, value: Tensor, plan: Plan, lists, b: int, h: int) -> tuple[Tensor, Tensor, Tensor]:
-    keys, values, bias = [], [], []
-    for rows in _pick(plan.order, b, h).split(lists.pool):
-        tokens = rows[rows >= 0]
-        if plan.key_mask is not None:
-            tokens = tokens[plan.key_mask[min(b, plan.key_mask.shape[0] - 1), tokens]]
-        some = tokens if len(tokens) else rows[:1].clamp(min=0)
-        keys.append(key[some].double().mean(0))
-        values.append(value[some].double().mean(0))
-        bias.append(torch.tensor(float(len(tokens)), device=key.device, dtype=torch.float64).log())
-    return torch.stack(keys), torch.stack(values), torch.stack(bias)
+    """Mean key and value `(R / pool, D)` of the valid tokens of every pool, and ln of their number."""
+    rows = _pick(plan.order, b, h).view(-1, lists.pool)
+    valid = rows >= 0
+    if plan.key_mask is not None:
+        valid &= plan.key_mask[min(b, plan.key_mask.shape[0] - 1)][rows.clamp(min=0)]
+    count = valid.sum(-1).double()
+    share = valid.double() / count.clamp(min=1)[:, None]  # (R / pool, pool)
+    keys, values = ((share[..., None] * source.double()[rows.clamp(min=0)]).sum(1) for source in (key, value))
+    return keys, values, count.log()
 
 
 def _affine(out: Tensor, value: Tensor, plan: Plan, b: int, h: int) -> None:
@@ -71,15 +70,19 @@ def _affine(out: Tensor, value: Tensor, plan: Plan, b: int, h: int) -> None:
 
 
 def _visits(plan: Plan, lists, b: int, h: int) -> Tensor:
+    """How often each token's query rows see each KV row, `(S, R / pool)`."""
     counts, indices = _pick(lists.counts, b, h), _pick(lists.indices, b, h)
+    query_rows = _pick(plan.query_rows, b, h)
     level_rows = plan.order.shape[-1] // lists.pool
     seen = torch.zeros(plan.tokens, level_rows, dtype=torch.float64, device=indices.device)
-    for row, token in enumerate(_pick(plan.query_rows, b, h).tolist()):
-        if token >= 0:
-            tile = row // plan.block_q
-            for position, entry in enumerate(indices[tile, : counts[tile]].tolist()):
-                keys = torch.arange(entry * lists.tile, min((entry + 1) * lists.tile, level_rows), device=seen.device)
-                if lists.partial is not None and _pick(lists.partial, b, h)[tile, position]:
-                    keys = keys[plan.boxes.inside(torch.tensor([row], device=seen.device), keys)[0]]
-                seen[token, keys] += 1
+    for tile, tokens in enumerate(query_rows.split(plan.block_q)):
+        rows = tile * plan.block_q + (tokens >= 0).nonzero()[:, 0]
+        by_row = torch.zeros(len(rows), level_rows, dtype=torch.float64, device=indices.device)
+        for position, entry in enumerate(indices[tile, : counts[tile]].tolist()):
+            keys = torch.arange(entry * lists.tile, min((entry + 1) * lists.tile, level_rows), device=seen.device)
+            if lists.partial is not None and _pick(lists.partial, b, h)[tile, position]:
+                by_row[:, keys] += plan.boxes.inside(rows, keys).double()
+            else:
+                by_row[:, keys] += 1
+        seen.index_add_(0, tokens[tokens >= 0], by_row)
     return seen

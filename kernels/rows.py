@@ -36,7 +36,7 @@ def build_pyramid(tokens: Tensor, plan: Plan) -> Tensor:
         if lists.pool == 1:
             pooled = rows
         else:
-            weight = plan.kv_logw[..., start : start + rows.shape[2] // lists.pool, None].exp().clamp(min=1)
+            weight = plan.kv_counts[..., start : start + rows.shape[2] // lists.pool, None].clamp(min=1)
             sums = valid.unflatten(2, (-1, lists.pool)).sum(3, dtype=torch.promote_types(rows.dtype, torch.float32))
             pooled = (sums / weight).to(rows.dtype)
         levels.append(_pad_rows(pooled, count))

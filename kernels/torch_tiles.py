@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .plan import Plan
+from .torch_softmax import softmax_attention
 from .worklist import Chunk, Worklist, worklist
 
 
@@ -36,10 +37,11 @@ class _TileAttention(torch.autograd.Function):
         tiles, keys, values = query.view(-1, plan.block_q, query.shape[-1]), work.granules(key), work.granules(value)
         out_tiles, lse_tiles = out.view_as(tiles), lse.view(tiles.shape[:2])
         bias = work.bias(plan, key)
+        key_buffer, value_buffer = (key.new_empty(work.largest * key.shape[-1]) for _ in range(2))
         for chunk in work.chunks:
             mask = _mask(plan, work, chunk, bias)
-            k, v = (_gather(source, chunk.visited) for source in (keys, values))
-            chunk_out, chunk_lse = _softmax_attention(tiles[chunk.rows], k, v, mask, scale)
+            k, v = _gather(keys, chunk.visited, key_buffer), _gather(values, chunk.visited, value_buffer)
+            chunk_out, chunk_lse = softmax_attention(tiles[chunk.rows], k, v, mask, scale)
             out_tiles.index_copy_(0, chunk.rows, chunk_out)
             lse_tiles.index_copy_(0, chunk.rows, chunk_lse)
         ctx.save_for_backward(query, key, value, out, lse)
@@ -73,13 +75,23 @@ class _TileAttention(torch.autograd.Function):
         return grad_tiles.view_as(query), *grads, None, None
 
 
-def _gather(sources: list[Tensor], visited: list[Tensor]) -> Tensor:
-    """Granules `(N, G, ...)` of every run by the indices `(n, L)` of every run: `(n, sum L G, ...)`."""
-    picked = [
-        source.index_select(0, index.flatten()).view(len(index), index.shape[1] * source.shape[1], *source.shape[2:])
-        for source, index in zip(sources, visited)
+def _gather(sources: list[Tensor], visited: list[Tensor], buffer: Tensor | None = None) -> Tensor:
+    """Granules `(N, G, ...)` of every run by the indices `(n, L)` of every run: `(n, sum L G, ...)`.
+
+    With one run and a flat `buffer` that is large enough, the result lies in the buffer: fresh pages cost more than
+    the copy.
+    """
+    if len(sources) == 1 and buffer is not None:
+        (source,), (index,) = sources, visited
+        out = buffer[: index.numel() * source[0].numel()].view(index.numel(), *source.shape[1:])
+        picked = [torch.index_select(source, 0, index.flatten(), out=out)]
+    else:
+        picked = [source.index_select(0, index.flatten()) for source, index in zip(sources, visited)]
+    rows = [
+        part.view(len(index), index.shape[1] * source.shape[1], *source.shape[2:])
+        for part, source, index in zip(picked, sources, visited)
     ]
-    return picked[0] if len(picked) == 1 else torch.cat(picked, 1)
+    return rows[0] if len(rows) == 1 else torch.cat(rows, 1)
 
 
 def _scatter_add(sources: list[Tensor], visited: list[Tensor], parts: Tensor) -> None:
@@ -104,23 +116,6 @@ def _mask(plan: Plan, work: Worklist, chunk: Chunk, bias: list[Tensor] | None) -
     dtype = work.dtype if mask is None else mask.dtype
     cut = torch.zeros((), dtype=dtype, device=rows.device).where(seen, -torch.inf)
     return cut if mask is None else mask + cut
-
-
-def _softmax_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float):
-    """`(N, BQ, D)` against `(N, L, D)` plus `mask` `(N, 1|BQ, L)`; out and lse, rows without any key 0 and -inf."""
-    if query.device.type != "cpu":
-        scores = scale * query @ key.mT + _add(mask)
-        lse = torch.logsumexp(scores.to(_wide(scores.dtype)), dim=-1)
-        probs = (scores - lse.where(lse > -torch.inf, 0)[..., None]).exp()
-        return probs.to(value.dtype) @ value, lse
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query[:, None], key[:, None], value[:, None], attn_mask=None if mask is None else mask[:, None], scale=scale
-    )
-    out, lse = out[:, 0], lse[:, 0]
-    if mask is not None:
-        empty = (mask == -torch.inf).all(-1)
-        out, lse = out.masked_fill(empty[..., None], 0), lse.masked_fill(empty, -torch.inf)
-    return out, lse
 
 
 def _add(mask: Tensor | None) -> Tensor | float:

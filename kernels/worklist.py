@@ -75,6 +75,12 @@ class Worklist:
                 size = max(1, CHUNK_BYTES * torch.get_num_threads() // (row_bytes * keys))
                 self.chunks += [_chunk(part, lengths, flat, partial) for part in rows.split(size)]
 
+    @property
+    def largest(self) -> int:
+        """KV rows gathered by the largest chunk."""
+        sizes = (sum(index.numel() * run.granule for index, run in zip(c.visited, self.runs)) for c in self.chunks)
+        return max(sizes, default=0)
+
     def granules(self, rows: Tensor) -> list[Tensor]:
         """KV rows `(B, Hkv, Rkv, ...)` of every run as `(B Hkv Rkv_run / G, G, ...)`."""
         return [
@@ -83,9 +89,10 @@ class Worklist:
 
     def bias(self, plan: Plan, key: Tensor) -> list[Tensor] | None:
         """The log-weights as `granules`, None where all are 0."""
-        if not bool((plan.kv_logw != 0).any()):
+        if bool((plan.kv_counts == 1).all()):
             return None
-        return self.granules(plan.kv_logw.expand(*key.shape[:2], -1).to(key.dtype))
+        wide = torch.promote_types(key.dtype, torch.float32)
+        return self.granules(plan.kv_counts.expand(*key.shape[:2], -1).to(wide).log())
 
 
 def worklist(plan: Plan, query: Tensor, key: Tensor) -> Worklist:

@@ -1,0 +1,178 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from diffattn.kernels import torch_softmax
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kernels_draws import inputs, plans
+
+from diffattn import Plan, TileList, attend
+
+DRAWN = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
+
+
+@pytest.fixture(autouse=True)
+def poisoned_buffers():
+    """Fresh buffers hold NaN, so that whatever is read before it is written shows."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(2).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def widened(tensors):
+    return [tensor.double() for tensor in tensors]
+
+
+def assert_equals_the_oracle(query, key, value, plan, impl):
+    """Errors within a bound of the rounding errors in the scores, the softmax and the sum over keys."""
+    out, lse = attend(query, key, value, plan, impl=impl, return_lse=True)
+    exact, exact_lse = attend(*widened((query, key, value)), plan, impl="reference", return_lse=True)
+    assert torch.equal(lse.isinf(), exact_lse.isinf())
+    assert (out.transpose(1, 2)[exact_lse.isinf()] == 0).all()
+    finite = exact_lse.isfinite()
+    eps, scale = torch.finfo(query.dtype).eps, query.shape[-1] ** -0.5
+    # a rounding of eps in each of D products of a score, and in each term of the sums over keys
+    size = scale * query.shape[-1] * float(query.abs().max() * key.abs().max())
+    budget = 2 * eps * (size + plan.tokens**0.5 + 4)
+    assert float((lse - exact_lse)[finite].abs().max() if finite.any() else 0) <= budget * (1 + size)
+    assert float((out - exact).abs().max()) <= budget * float(value.abs().max())
+
+
+@settings(max_examples=300, **DRAWN)
+@given(st.data())
+def test_torch_equals_the_oracle_on_any_plan(data):
+    plan = data.draw(plans())
+    assert_equals_the_oracle(*data.draw(inputs(plan)), plan, "torch")
+
+
+@settings(max_examples=25, **DRAWN)
+@given(st.data())
+def test_torch_in_half_precision(data):
+    plan = data.draw(plans())
+    dtype = data.draw(st.sampled_from([torch.bfloat16, torch.float16]))
+    assert_equals_the_oracle(*data.draw(inputs(plan, dtype)), plan, "torch")
+
+
+@settings(max_examples=8, **DRAWN)
+@given(st.data())
+def test_triton_equals_the_oracle_on_any_plan(data):
+    plan = data.draw(plans())
+    assert_equals_the_oracle(*data.draw(inputs(plan)), plan, "triton")
+
+
+@pytest.mark.parametrize("form", ["_flash_cpu", "_mixed", "_public"])
+@settings(max_examples=20, **DRAWN)
+@given(data=st.data())
+def test_every_softmax_form_equals_the_oracle(form, data):
+    if form == "_flash_cpu" and torch_softmax._flash() is None:
+        pytest.skip("this torch has no CPU flash attention that returns lse")
+    dtype = torch.bfloat16 if form == "_mixed" else torch.float32
+    plan = data.draw(plans())
+    tensors = data.draw(inputs(plan, dtype))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffattn.kernels.torch_tiles.softmax_attention", getattr(torch_softmax, form))
+        assert_equals_the_oracle(*tensors, plan, "torch")
+
+
+@settings(max_examples=25, **DRAWN)
+@given(st.data())
+def test_gradients_of_out_and_lse(data):
+    plan = data.draw(plans())
+    tensors = [tensor[:, :, :, :4].double().requires_grad_() for tensor in data.draw(inputs(plan))]
+
+    def run(*tensors):
+        out, lse = attend(*tensors, plan, impl="torch", return_lse=True)
+        return out, lse.where(lse > -torch.inf, 0)
+
+    assert torch.autograd.gradcheck(run, tensors, fast_mode=True)
+
+
+def full_plan(tokens, tile=16, pools=(1,), rows=None):
+    rows = rows or -(-tokens // max(tile, *pools)) * max(tile, *pools)
+    order = torch.arange(rows)
+    order = order.where(order < tokens, -1)
+    mask = [torch.ones(1, 1, rows // tile, -(-rows // (tile * pool)), dtype=torch.bool) for pool in pools]
+    return Plan(tokens, order[None, None], tuple(TileList.from_mask(m, tile, p) for m, p in zip(mask, pools)), tile)
+
+
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+def test_a_full_plan_is_dense_attention(impl):
+    query, key, value = torch.randn(3, 2, 77, 2, 16, generator=torch.Generator().manual_seed(0))
+    plan = full_plan(77)
+    assert plan.density == pytest.approx(1.0)
+    out = attend(query, key, value, plan, impl=impl).transpose(1, 2)
+    dense = torch.nn.functional.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (query, key, value)))
+    torch.testing.assert_close(out, dense)
+
+
+def test_more_padding_changes_nothing():
+    query, key, value = torch.randn(3, 2, 77, 2, 16, generator=torch.Generator().manual_seed(0)).double()
+    for pools in ((1,), (1, 4)):
+        outs = [attend(query, key, value, full_plan(77, pools=pools, rows=rows), impl="torch") for rows in (80, 160)]
+        torch.testing.assert_close(*outs, rtol=0, atol=1e-14)
+
+
+def test_constant_keys_and_values_make_every_level_dense():
+    query = torch.randn(1, 64, 1, 8, generator=torch.Generator().manual_seed(0)).double()
+    pool_of_token = torch.arange(64) // 8
+    key, value = (
+        torch.randn(8, 8, generator=torch.Generator().manual_seed(s)).double()[pool_of_token] for s in (1, 2)
+    )
+    key, value = key[None, :, None], value[None, :, None]
+    dense = attend(query, key, value, full_plan(64), impl="reference")
+    kinds = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(3))
+    exact = TileList.from_mask(kinds < 0.4, 16)
+    pooled = TileList.from_mask(kinds >= 0.4, 2, pool=8)
+    plan = replace(full_plan(64), lists=(exact, pooled), _cache={})
+    torch.testing.assert_close(attend(query, key, value, plan, impl="torch"), dense, rtol=0, atol=1e-14)
+
+
+def test_a_plan_split_in_two_and_merged_by_lse_is_the_whole():
+    query, key, value = torch.randn(3, 2, 96, 2, 16, generator=torch.Generator().manual_seed(0)).double()
+    mask = torch.rand(1, 2, 6, 6, generator=torch.Generator().manual_seed(1)) < 0.5
+    first = torch.rand(1, 2, 6, 6, generator=torch.Generator().manual_seed(2)) < 0.5
+    whole = replace(full_plan(96), lists=(TileList.from_mask(mask, 16),), _cache={})
+    both = torch.cat([mask & first, mask & ~first], dim=2)
+    rows = whole.order.repeat(1, 1, 2)
+    split = replace(whole, lists=(TileList.from_mask(both, 16),), q_rows=rows, _cache={})
+    for got, wanted in zip(*(attend(query, key, value, p, impl="torch", return_lse=True) for p in (split, whole))):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda q, k, v: (q[:, :, :, 0], k, v), r"query must be floating point \(B, S, H, D\)"),
+        (lambda q, k, v: (q.int(), k, v), "query must be floating point"),
+        (lambda q, k, v: (q, k[:, :-1], v), "key has 76 tokens, the plan is for 77"),
+        (lambda q, k, v: (q, k, v.double()), "value is torch.float64 on cpu, query torch.float32 on cpu"),
+        (lambda q, k, v: (q, k[..., :8], v), "must agree in batch and head dim"),
+        (lambda q, k, v: (q.repeat(1, 1, 3, 1)[:, :, :3], k, v), "query heads must be a multiple"),
+        (lambda q, k, v: (q[:1], k[:1], v), "must agree in batch"),
+        (lambda q, k, v: [t.repeat(1, 1, 1, 20) for t in (q, k, v)], "head dim 320 is more than 256"),
+        (lambda q, k, v: [t.to("meta") for t in (q, k, v)], "the plan is on cpu, query on meta"),
+    ],
+)
+def test_wrong_inputs_are_named(change, message):
+    tensors = change(*torch.zeros(3, 2, 77, 2, 16))
+    with pytest.raises(ValueError, match=message):
+        attend(*tensors, full_plan(77))
+
+
+def test_wrong_plans_are_named():
+    plan = full_plan(77)
+    with pytest.raises(ValueError, match=r"lists of level 1 must cover 5 query tiles, got counts \(1, 1, 4\)"):
+        replace(plan, lists=(TileList.from_mask(torch.ones(1, 1, 4, 5) > 0, 16),))
+    with pytest.raises(ValueError, match="80 rows do not divide into pools of 3"):
+        replace(plan, lists=(TileList.from_mask(torch.ones(1, 1, 5, 2) > 0, 16, pool=3),))
+    with pytest.raises(ValueError, match="R a multiple of 32"):
+        replace(plan, block_q=32)
+    with pytest.raises(ValueError, match="each of the 77 tokens exactly once"):
+        _ = replace(plan, order=plan.order.clamp(max=75)).row_of_token
+    with pytest.raises(ValueError, match=r"key_mask must be bool \(B, 77\), got torch.bool \(1, 76\)"):
+        plan.with_key_mask(torch.ones(1, 76, dtype=torch.bool))
+    heads = replace(plan, lists=(TileList.from_mask(torch.ones(1, 3, 5, 5) > 0, 16),), _cache={})
+    with pytest.raises(ValueError, match=r"the plan is for heads \[3\], query has 2"):
+        attend(*torch.zeros(3, 1, 77, 2, 16), heads)
