@@ -9,6 +9,7 @@ import typer
 from .env import env
 from .errors import CommandError
 from .generate import generate
+from .inspect import inspect
 
 app = typer.Typer(
     help="Sparse attention for diffusers pipelines.",
@@ -18,6 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(generate)
+app.command()(inspect)
 app.command()(env)
 
 

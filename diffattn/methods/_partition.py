@@ -18,9 +18,10 @@ LEAST_CHUNKS = {"1d": 8, "2d": 24, "3d": 36}  # the published settings have 7-12
 def chunk_shape(grid: TokenGrid, partition: str, density: float | None) -> tuple[int, int, int] | int:
     """Frames, rows and columns of a chunk (or tokens of one, in time alone) where none are configured.
 
-    At least as many chunks as the published settings have, and enough for four to be chosen at `density`.
+    At least as many chunks as the published settings have; with `density`, at least 20, and enough for four to be
+    chosen.
     """
-    wanted = max(LEAST_CHUNKS[partition], math.ceil(4 / (density or 1)))
+    wanted = LEAST_CHUNKS[partition] if density is None else max(LEAST_CHUNKS[partition], 20, math.ceil(4 / density))
     wanted = min(wanted, max(1, grid.video_tokens // 4))
     if partition == "1d":
         if wanted > grid.frames:

@@ -119,7 +119,8 @@ class RectifiedConfig(AttentionConfig):
             return ranks(shares if near is None else shares + 2 * near) < count
         every = torch.cat((shares, text[..., None]), -1) if grid.text else shares  # text competes as one more block
         mass = every.sort(dim=-1, descending=True, stable=True).values.cumsum(-1)
-        count = ((mass <= self.mass + TOLERANCE).sum(-1, keepdim=True) + 1).clamp(min=int(self.keep * blocks + 1e-9))
+        least = every.shape[-1] if self.keep == 1 else int(self.keep * blocks + 1e-9)
+        count = ((mass <= self.mass + TOLERANCE).sum(-1, keepdim=True) + 1).clamp(min=least)
         critical = (ranks(every) < count)[..., :blocks]
         return critical if near is None else critical | near
 

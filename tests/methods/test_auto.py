@@ -6,7 +6,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from method_oracles import GRIDS, LARGE, assert_close, attend_levels, block_mass, inputs, levels_of, nested, rows_of_tokens
+from method_oracles import (
+    GRIDS,
+    LARGE,
+    assert_close,
+    attend_levels,
+    block_mass,
+    inputs,
+    levels_of,
+    nested,
+    rows_of_tokens,
+)
 
 from diffattn import AutoConfig, PyramidConfig, RectifiedConfig, TokenGrid, attend
 from diffattn.methods._order import block_size
@@ -52,7 +62,7 @@ def greedy(mass, density, levels):
 
 def oracle_levels(query, key, grid, density, block):
     """(B, H, N, N) pool of every block, text at 1."""
-    pools = tuple(pool for pool in (1, 4, 16) if pool < block) + (block,)
+    pools = (*(pool for pool in (1, 4, 16) if pool < block), block)
     row = rows_of_tokens(grid, block, nested)
     scores = block_mass(query, key, row, block, block)
     video = -(-grid.video_tokens // block)

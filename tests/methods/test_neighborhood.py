@@ -12,7 +12,7 @@ from diffattn.synthetic import structured_qkv
 
 
 def sees(x, y, size, window, stride, dilation, causal):
-    """Whether the query at x sees the key at y, one axis, from the definition of generalized neighborhood attention."""
+    """Whether the query at x sees the key at y along one axis, as generalized neighborhood attention defines it."""
     if x % dilation != y % dilation:
         return False
     x, y, size = x // dilation, y // dilation, len(range(x % dilation, size, dilation))

@@ -152,7 +152,8 @@ def test_sampled_importance_depends_on_its_seed_alone():
     plans = []
     for seed, noise in ((3, 1), (3, 2), (4, 1)):
         torch.manual_seed(noise)
-        plans.append(PyramidConfig(density=0.2, importance="sampled", seed=seed).plan(grid, query, key).to_dense_levels())
+        config = PyramidConfig(density=0.2, importance="sampled", seed=seed)
+        plans.append(config.plan(grid, query, key).to_dense_levels())
     assert torch.equal(plans[0], plans[1]) and not torch.equal(plans[0], plans[2])
 
 

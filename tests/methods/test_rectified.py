@@ -114,7 +114,7 @@ def test_equals_the_dense_oracle_at_size():
 
 def test_float16_cannot_overflow():
     grid = TokenGrid(5, 9, 10)
-    query, key, value = (60 * x for x in structured_qkv(grid, heads=1, dim=16))
+    query, key, _ = (60 * x for x in structured_qkv(grid, heads=1, dim=16))
     half = RectifiedConfig(density=0.2).plan(grid, query.half(), key.half())
     single = RectifiedConfig(density=0.2).plan(grid, query.half().float(), key.half().float())
     assert torch.equal(half.lists[0].indices, single.lists[0].indices)

@@ -106,7 +106,7 @@ def test_equals_the_dense_oracle_on_other_grids(grid):
 
 def test_tile_routing_keeps_whole_tiles_of_queries_together():
     grid = TokenGrid(4, 8, 8, text=9)
-    query, key, value = structured_qkv(grid, heads=2, dim=16)
+    query, key, _ = structured_qkv(grid, heads=2, dim=16)
     plan = VMoBAConfig(box=(2, 4, 4), top_k=(3, 3, 3), routing="tile", block=16).plan(grid, query, key, layer=2)
     seen = plan.to_dense_mask()[0]
     chunk = chunk_of_token(grid, (2, 4, 4))

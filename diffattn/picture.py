@@ -1,0 +1,92 @@
+"""The attention map of a plan as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .kernels.plan import Plan
+
+PIXELS = 512
+FINEST, COARSEST, DROPPED = (0.12, 0.20, 0.48), (0.98, 0.80, 0.45), (1.0, 1.0, 1.0)
+
+
+def sampled_levels(plan: Plan, queries: Tensor, keys: Tensor, batch: int = 0, head: int = 0) -> Tensor:
+    """The smallest pool at which some queries see some keys.
+
+    Args:
+        plan ([`Plan`]): of S tokens, on the CPU.
+        queries, keys (`torch.Tensor`): `(n,)` and `(m,)` int64, tokens.
+        batch, head (`int`, *optional*, defaults to 0): which map.
+
+    Returns:
+        `torch.Tensor`: `(n, m)` int64, 0 where a query does not see a key. Unlike `Plan.to_dense_levels` this is not
+        quadratic in S.
+    """
+
+    def pick(tensor: Tensor) -> Tensor:
+        return tensor[min(batch, tensor.shape[0] - 1), min(head, tensor.shape[1] - 1)]
+
+    sample = torch.full((plan.tokens + 1,), -1)
+    sample[queries] = torch.arange(len(queries))
+    asked = sample[pick(plan.query_rows)]  # a padding row reads the last entry, which is never a sample
+    rows = (asked >= 0).nonzero()[:, 0]
+    key_rows = pick(plan.row_of_token)[keys]
+    levels = torch.zeros(len(queries), len(keys), dtype=torch.int64)
+    for lists in sorted(plan.lists, key=lambda lists: -lists.pool):
+        tiles = plan.level_rows(lists) // lists.tile
+        tile = key_rows // (lists.pool * lists.tile)
+        seen = pick(lists.to_mask(tiles))[rows // plan.block_q][:, tile]
+        if lists.partial is not None:
+            cut = pick(lists.to_mask(tiles, lists.partial))[rows // plan.block_q][:, tile]
+            seen &= plan.boxes.inside(rows, key_rows) | ~cut
+        hits = torch.zeros(levels.shape, dtype=torch.int32).index_add_(0, asked[rows], seen.int())
+        levels = torch.where(hits > 0, lists.pool, levels)
+    return levels
+
+
+def draw_plan(plan: Plan, path: Path, title: str = "", head: int = 0) -> None:
+    """Write the attention map of one head as a PNG: queries down, keys across, in the order of the tokens.
+
+    Every pixel is one pair of tokens; dark is exact, lighter is coarser, white is dropped.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    figure_class, patch = _matplotlib()
+    tokens = torch.linspace(0, plan.tokens - 1, min(PIXELS, plan.tokens)).round().long()
+    levels = sampled_levels(plan, tokens, tokens, head=head)
+    colours = level_colours([lists.pool for lists in plan.lists])
+    image = torch.ones(*levels.shape, 3)
+    for level, colour in colours.items():
+        image[levels == level] = torch.tensor(colour)
+    figure = figure_class(figsize=(6, 6.4), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(image.numpy(), extent=(0, plan.tokens, plan.tokens, 0), interpolation="nearest")
+    axes.set(title=title, xlabel="key token", ylabel="query token")
+    names = {0: "dropped", 1: "exact"}
+    handles = [patch(facecolor=colour, edgecolor="gray", label=names.get(level, f"mean of {level}"))
+               for level, colour in colours.items()]  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def level_colours(pools: list[int]) -> dict[int, tuple[float, ...]]:
+    """A colour for each pool, from dark (exact) to light, and white for what is dropped (0)."""
+    pools, colours = sorted(pools), {0: DROPPED}
+    for index, pool in enumerate(pools):
+        share = index / max(len(pools) - 1, 1)
+        colours[pool] = tuple(a + share * (b - a) for a, b in zip(FINEST, COARSEST))
+    return colours
+
+
+def _matplotlib() -> tuple[Any, Any]:
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Patch
+    except ImportError as error:
+        raise ImportError('drawing needs matplotlib: pip install "diffattn[viz]"') from error
+    return Figure, Patch
