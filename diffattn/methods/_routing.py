@@ -88,10 +88,10 @@ def virtual_rows(chosen: Tensor, token: Tensor, block: int) -> tuple[Tensor, Ten
     slot = torch.arange(width, device=token.device).expand(*last.shape[:2], -1).contiguous()
     group = torch.searchsorted(last, slot, right=True)
     group = group.where(group < chosen.shape[2], -1)
-    pair = chosen.flatten(2)
-    start = ((last - tiles) * block - (counts.cumsum(-1) - counts)).repeat_interleave(chosen.shape[-1], -1)
-    row = pair.cumsum(-1) - 1 + start
-    rows = torch.full((*last.shape[:2], width * block + 1), -1, device=token.device)
-    source = token.repeat(chosen.shape[2]).expand_as(row)
-    rows.scatter_(-1, row.where(pair, width * block), source.where(pair, -1))
-    return rows[..., :-1].contiguous(), group
+    pair = chosen.flatten().nonzero()[:, 0]  # sorted by batch, head, group, query
+    owner, counts = pair // chosen.shape[-1], counts.flatten()
+    place = torch.arange(len(pair), device=pair.device) - (counts.cumsum(0) - counts)[owner]
+    head = owner // chosen.shape[2]
+    rows = torch.full((*last.shape[:2], width * block), -1, device=token.device)
+    rows.view(-1)[(head * width + (last - tiles).flatten()[owner]) * block + place] = token[pair % chosen.shape[-1]]
+    return rows, group
