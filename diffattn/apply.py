@@ -13,7 +13,7 @@ from .hook import SparseAttentionHook, add_hook, find_hook, remove_hook
 from .kernels.attend import check_impl
 from .layer import Layer
 from .models.adapter import adapter_for, find_adapter, supported_models
-from .processors import SparseProcessorMixin, sparse_processor
+from .processors import SparseProcessorMixin, set_processor, sparse_processor
 from .runtime import Runtime
 from .schedule import Schedule
 
@@ -67,7 +67,7 @@ def disable(pipe: Any) -> None:
         for name in hook.adapter.attention(transformer):
             attention = transformer.get_submodule(name)
             if isinstance(attention.processor, SparseProcessorMixin):
-                attention.set_processor(attention.processor.original)
+                set_processor(attention, attention.processor.original)
         for _, processor in hook.served:
             processor.layer.off = True
         remove_hook(transformer)
@@ -109,7 +109,7 @@ def _enable_one(transformer: nn.Module, runtime: Runtime) -> None:
     for index, name in enumerate(names):
         attention = transformer.get_submodule(name)
         layer = Layer(name, index, runtime.schedule.is_dense_layer(index, len(names)))
-        attention.set_processor(sparse_processor(attention.processor, runtime, layer, adapter))
+        set_processor(attention, sparse_processor(attention.processor, runtime, layer, adapter))
         served.append((attention, attention.processor))
     add_hook(transformer, SparseAttentionHook(runtime, adapter, served))
 

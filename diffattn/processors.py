@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._compat import dispatch_attention_fn, register_backend, register_processor
 from .layer import Layer
@@ -73,6 +73,14 @@ def _restore(original: Any, runtime: Runtime, layer: Layer, model: str) -> Any:
     from .models import adapter_named
 
     return sparse_processor(original, runtime, layer, adapter_named(model))
+
+
+def set_processor(attention: nn.Module, processor: Any) -> None:
+    """Give an attention module a processor; Mochi's has no method for it."""
+    if hasattr(attention, "set_processor"):
+        attention.set_processor(processor)
+    else:
+        attention.processor = processor
 
 
 @functools.cache

@@ -48,19 +48,22 @@ class Adapter:
         return self.others(model, inputs) if callable(self.others) else self.others
 
 
-def blocks(**attention: str) -> Callable[[nn.Module], list[str]]:
-    """An `Adapter.attention`: from lists of blocks to the attention in each block, names separated by spaces."""
+class Blocks:
+    """An `Adapter.attention`: lists of blocks and the attention in each block, names separated by spaces."""
 
-    def names(model: nn.Module) -> list[str]:
+    def __init__(self, **attention: str) -> None:
+        self.places = [(stack, name) for stack, names in attention.items() for name in names.split()]
+
+    def __call__(self, model: nn.Module) -> list[str]:
         return [
             f"{stack}.{index}.{name}"
-            for stack, inside in attention.items()
+            for stack, name in self.places
             for index, block in enumerate(getattr(model, stack))
-            for name in inside.split()
             if _has(block, name)
         ]
 
-    return names
+    def __str__(self) -> str:
+        return ", ".join(f"{stack}.*.{name}" for stack, name in self.places)
 
 
 def _has(block: nn.Module, name: str) -> bool:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from .adapter import Adapter, NoGrid, blocks, register
+from .adapter import Adapter, Blocks, NoGrid, register
 from .grids import Grid, position_grid, text_tokens
 
-ATTENTION = blocks(transformer_blocks="attn", single_transformer_blocks="attn")
+ATTENTION = Blocks(transformer_blocks="attn", single_transformer_blocks="attn")
 
 
 def _flux2_grid(model: nn.Module, inputs: dict) -> Grid:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from .adapter import Adapter, blocks, register
+from .adapter import Adapter, Blocks, register
 from .grids import image_grid, pooled_tokens, video_grid
 
-ATTENTION = blocks(transformer_blocks="attn", single_transformer_blocks="attn")
+ATTENTION = Blocks(transformer_blocks="attn", single_transformer_blocks="attn")
 
 
 def _history(model: nn.Module, inputs: dict) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .._compat import apply_rotary_emb, dispatch_attention_fn
-from .adapter import Adapter, blocks, register
+from .adapter import Adapter, Blocks, register
 from .grids import video_grid
 
 
@@ -64,7 +64,7 @@ def _project(modules, states: Tensor) -> Tensor:
 HUNYUAN_VIDEO_15 = register(
     Adapter(
         "HunyuanVideo15Transformer3DModel",
-        blocks(transformer_blocks="attn"),
+        Blocks(transformer_blocks="attn"),
         video_grid,
         others="after",
         processor=key_mask_class,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from .adapter import Adapter, NoGrid, blocks, register
+from .adapter import Adapter, Blocks, NoGrid, register
 from .grids import Grid, cut, image_grid, text_tokens
 
 
@@ -34,22 +34,22 @@ def _hidream_grid(model: nn.Module, inputs: dict) -> Grid:
 
 # 3.5 medium has a second, purely visual attention in its first blocks
 SD3 = register(
-    Adapter("SD3Transformer2DModel", blocks(transformer_blocks="attn attn2"), image_grid, others="after", seam="sdpa")
+    Adapter("SD3Transformer2DModel", Blocks(transformer_blocks="attn attn2"), image_grid, others="after", seam="sdpa")
 )
 QWEN_IMAGE = register(
-    Adapter("QwenImageTransformer2DModel", blocks(transformer_blocks="attn"), _qwen_grid, others=text_tokens)
+    Adapter("QwenImageTransformer2DModel", Blocks(transformer_blocks="attn"), _qwen_grid, others=text_tokens)
 )
-Z_IMAGE = register(Adapter("ZImageTransformer2DModel", blocks(layers="attention"), _z_image_grid, others="after"))
+Z_IMAGE = register(Adapter("ZImageTransformer2DModel", Blocks(layers="attention"), _z_image_grid, others="after"))
 LUMINA_2 = register(
     Adapter(
-        "Lumina2Transformer2DModel", blocks(layers="attn"), image_grid, others="before", seam="sdpa", mask="packed"
+        "Lumina2Transformer2DModel", Blocks(layers="attn"), image_grid, others="before", seam="sdpa", mask="packed"
     )
 )
 # images that are not square are padded with tokens, which like the text come after
 HIDREAM = register(
     Adapter(
         "HiDreamImageTransformer2DModel",
-        blocks(double_stream_blocks="block.attn1", single_stream_blocks="block.attn1"),
+        Blocks(double_stream_blocks="block.attn1", single_stream_blocks="block.attn1"),
         _hidream_grid,
         others="after",
         seam="sdpa",
@@ -58,18 +58,18 @@ HIDREAM = register(
 AURAFLOW = register(
     Adapter(
         "AuraFlowTransformer2DModel",
-        blocks(joint_transformer_blocks="attn", single_transformer_blocks="attn"),
+        Blocks(joint_transformer_blocks="attn", single_transformer_blocks="attn"),
         image_grid,
         others="before",
         seam="sdpa",
     )
 )
 COGVIEW_4 = register(
-    Adapter("CogView4Transformer2DModel", blocks(transformer_blocks="attn1"), image_grid, others="before", seam="sdpa")
+    Adapter("CogView4Transformer2DModel", Blocks(transformer_blocks="attn1"), image_grid, others="before", seam="sdpa")
 )
 COGVIEW_3_PLUS = register(
     Adapter(
-        "CogView3PlusTransformer2DModel", blocks(transformer_blocks="attn1"), image_grid, others="before", seam="sdpa"
+        "CogView3PlusTransformer2DModel", Blocks(transformer_blocks="attn1"), image_grid, others="before", seam="sdpa"
     )
 )
-PIXART = register(Adapter("PixArtTransformer2DModel", blocks(transformer_blocks="attn1"), image_grid, seam="sdpa"))
+PIXART = register(Adapter("PixArtTransformer2DModel", Blocks(transformer_blocks="attn1"), image_grid, seam="sdpa"))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from .adapter import Adapter, NoGrid, blocks, register
+from .adapter import Adapter, Blocks, NoGrid, register
 from .grids import Grid, channels_last_grid, frames_first_grid, stated_grid, video_grid
 
-ATTENTION = blocks(transformer_blocks="attn1")
+ATTENTION = Blocks(transformer_blocks="attn1")
 
 
 def _kandinsky_grid(model: nn.Module, inputs: dict) -> Grid:
@@ -28,5 +28,5 @@ LTX = register(Adapter("LTXVideoTransformer3DModel", ATTENTION, stated_grid))
 LTX_2 = register(Adapter("LTX2VideoTransformer3DModel", ATTENTION, stated_grid))
 COSMOS = register(Adapter("CosmosTransformer3DModel", ATTENTION, video_grid, seam="active"))
 KANDINSKY_5 = register(
-    Adapter("Kandinsky5Transformer3DModel", blocks(visual_transformer_blocks="self_attention"), _kandinsky_grid)
+    Adapter("Kandinsky5Transformer3DModel", Blocks(visual_transformer_blocks="self_attention"), _kandinsky_grid)
 )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from .adapter import Adapter, blocks, register
+from .adapter import Adapter, Blocks, register
 from .grids import frames_first_grid, video_grid
 
-ATTENTION = blocks(blocks="attn1")
+ATTENTION = Blocks(blocks="attn1")
 
 WAN = register(Adapter("WanTransformer3DModel", ATTENTION, video_grid))
-VACE = register(Adapter("WanVACETransformer3DModel", blocks(blocks="attn1", vace_blocks="attn1"), video_grid))
+VACE = register(Adapter("WanVACETransformer3DModel", Blocks(blocks="attn1", vace_blocks="attn1"), video_grid))
 ANIMATE = register(Adapter("WanAnimateTransformer3DModel", ATTENTION, video_grid))
 CHRONO_EDIT = register(Adapter("ChronoEditTransformer3DModel", ATTENTION, video_grid))
 SKYREELS_V2 = register(Adapter("SkyReelsV2Transformer3DModel", ATTENTION, video_grid))
