@@ -106,14 +106,14 @@ def plot(means: dict[tuple[str, float], Result], path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise SystemExit('the plot needs matplotlib: pip install "diffattn[viz]"') from error
-    figure = Figure(figsize=(7, 5), layout="constrained")
+    figure = Figure(figsize=(8.5, 5), layout="constrained")
     axes = figure.subplots()
     for method in dict.fromkeys(method for method, _ in means):
         line = sorted((cell.reached, cell.error) for (name, _), cell in means.items() if name == method)
         axes.plot(*zip(*line), "o--" if method in CONTROLS else "o-", label=method)
     axes.set(xlabel="density (share of query-key products)", ylabel="relative output error", yscale="log")
     axes.grid(True, which="both", alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=120)
 
 
