@@ -51,7 +51,7 @@ class RectifiedConfig(AttentionConfig):
     >>> query, key = torch.randn(2, 1, 2304, 2, 32, generator=torch.Generator().manual_seed(0))
     >>> plan = RectifiedConfig(density=0.25).plan(TokenGrid(9, 16, 16), query, key)
     >>> round(plan.density, 2), tuple(plan.post.scale.shape)
-    (0.22, (1, 2, 18))
+    (0.25, (1, 2, 36))
     """
 
     density: float | None = None
