@@ -21,7 +21,8 @@ def as_key_mask(mask: Any, batch: int, tokens: int, kind: str = "keys") -> tuple
     if mask.dtype != torch.bool:
         return "a mask that adds to the scores", None
     if kind == "product" and mask.ndim == 4 and mask.shape[-2] == tokens:
-        mask = mask.any(-2)
-    if mask.shape[-1] != tokens or mask.numel() not in (tokens, batch * tokens):
+        mask = mask.any(-2, keepdim=True)
+    rows = mask.ndim == 2 or mask.shape[-2] == 1
+    if not rows or mask.shape[-1] != tokens or mask.numel() not in (tokens, batch * tokens):
         return "a mask that is not a key mask", None
     return None, mask.reshape(-1, tokens).expand(batch, tokens)

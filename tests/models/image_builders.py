@@ -21,6 +21,7 @@ FLUX = {
     "axes_dims_rope": (4, 4, 8),
 }
 FLUX1 = {**FLUX, "pooled_projection_dim": 16}
+FIBO = {**FLUX, "text_encoder_dim": 16}
 FLUX2 = {**FLUX, "timestep_guidance_channels": 16, "axes_dims_rope": (4, 4, 4, 4)}
 SD3 = {
     "sample_size": 16,

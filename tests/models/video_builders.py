@@ -25,6 +25,7 @@ WAN = {
     "num_layers": 2,
     "rope_max_seq_len": 32,
 }
+VACE = {**WAN, "vace_layers": [0], "vace_in_channels": 6}
 HUNYUAN = {
     "in_channels": 4,
     "out_channels": 4,
@@ -247,6 +248,7 @@ COSMOS = {
     "patch_size": (1, 2, 2),
     "concat_padding_mask": False,  # resizing it needs torchvision
 }
+IMAGE_CONTEXT = {"img_context_dim_in": 8, "img_context_num_tokens": 5, "img_context_dim_out": 32}
 ANIMATE = {
     **WAN,
     "in_channels": 12,
