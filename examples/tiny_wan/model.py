@@ -107,7 +107,8 @@ def save_pipeline(pipe: WanPipeline, folder: Path) -> None:
     index.pop("_name_or_path", None)
     _write_json(folder / "model_index.json", index)
     path = folder / "tokenizer" / "tokenizer_config.json"
-    _write_json(path, json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"})
+    config = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    _write_json(path, {key: value for key, value in config.items() if key not in ("is_local", "local_files_only")})
     for path in folder.glob("*/config.json"):
         config = json.loads(path.read_text())
         config.pop("_name_or_path", None)
