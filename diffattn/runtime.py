@@ -89,6 +89,9 @@ class Runtime:
         layer.sparse_calls += 1
         if key_mask is not None:
             plan = self._mask(plan, key_mask)
+        if torch.is_autocast_enabled(query.device.type):
+            dtype = torch.get_autocast_dtype(query.device.type)
+            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         return attend(query, key, value, plan, scale=scale, impl=self.impl)
 
     def say_once(self, message: str) -> None:

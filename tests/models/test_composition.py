@@ -1,0 +1,318 @@
+"""diffattn beside everything else that people do to a transformer."""
+
+import copy
+import json
+import pickle
+
+import pytest
+import torch
+from diffusers import (
+    FirstBlockCacheConfig,
+    PyramidAttentionBroadcastConfig,
+    TaylorSeerCacheConfig,
+    WanTransformer3DModel,
+)
+from diffusers.hooks._helpers import AttentionProcessorRegistry
+from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+
+import diffattn
+from diffattn import RadialConfig, Schedule
+from diffattn.hook import find_hook
+
+from .builders import case
+from .own_block import OwnBlockConfig
+from .pipeline_builders import PIPELINES
+
+ALWAYS = Schedule(dense_start=0, dense_end=0, dense_layers=0)
+ONE_DENSE = Schedule(dense_start=0, dense_layers=1)
+FULL = RadialConfig(density=1.0)
+
+
+@pytest.fixture(params=["Wan", "HunyuanVideo", "Flux"])
+def built(request):
+    at = case(request.param)
+    return at, at.build()
+
+
+def close(got, wanted, atol=1e-5):
+    torch.testing.assert_close(got, wanted, rtol=0, atol=atol)
+
+
+def sparse_run(at, model, schedule=ALWAYS):
+    diffattn.enable(model, OwnBlockConfig(), schedule=schedule)
+    return at.run(model)
+
+
+def sparse_calls(model):
+    return [layer.sparse_calls for m in diffattn.summary(model).models for layer in m.layers]
+
+
+def backends(model):
+    return {p._attention_backend for p in model.attn_processors.values() if hasattr(p, "_attention_backend")}
+
+
+@pytest.fixture
+def default_backend():
+    yield
+    case("Wan").build().set_attention_backend("native")
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+def test_the_chosen_backend_runs_what_stays_dense(built, before, default_backend):
+    at, model = built
+    wanted = sparse_run(at, model, ONE_DENSE)
+    diffattn.disable(model)
+    if before:
+        model.set_attention_backend("_native_math")
+    diffattn.enable(model, OwnBlockConfig(), schedule=ONE_DENSE)
+    if not before:
+        model.set_attention_backend("_native_math")
+    chosen = backends(model)
+    assert chosen == {"_native_math"}
+    close(at.run(model), wanted)
+    assert sparse_calls(model)[1:] == [1] * (len(sparse_calls(model)) - 1)
+    diffattn.disable(model)
+    assert backends(model) == chosen
+
+
+def test_a_backend_that_fails_is_reached_by_dense_layers_only(built):
+    """Names no backend: whoever dispatches to it says so."""
+    at, model = built
+    diffattn.enable(model, OwnBlockConfig(), schedule=ONE_DENSE)
+    processor = find_hook(model).served[0][1]
+    processor._attention_backend = "nowhere"
+    with pytest.raises(ValueError, match="nowhere"):
+        at.run(model)
+    diffattn.enable(model, OwnBlockConfig(), schedule=ALWAYS)
+    assert at.run(model).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["Wan", "Flux"])
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+def test_fused_projections(name, before):
+    at = case(name)
+    model = at.build()
+    wanted = sparse_run(at, model)
+    if before:
+        diffattn.disable(model)
+        model.fuse_qkv_projections()
+        diffattn.enable(model, OwnBlockConfig(), schedule=ALWAYS)
+    else:
+        model.fuse_qkv_projections()
+    close(at.run(model), wanted)
+    assert min(sparse_calls(model)) == 1 + (not before)
+    model.unfuse_qkv_projections()
+    close(at.run(model), wanted)
+
+
+def test_a_fuse_that_replaces_processors_is_named(monkeypatch):
+    said = []
+    monkeypatch.setattr(diffattn.runtime.logger, "warning", said.append)
+    at = case("CogVideoX")
+    model = at.build()
+    dense, wanted = at.run(model), sparse_run(at, model)
+    model.fuse_qkv_projections()
+    close(at.run(model), dense)
+    at.run(model)
+    (message,) = said
+    for part in (
+        "2 of the 2",
+        "CogVideoXTransformer3DModel",
+        "transformer_blocks.0.attn1",
+        "FusedCogVideoX",
+        "enable",
+    ):
+        assert part in message
+    diffattn.enable(model, OwnBlockConfig(), schedule=ALWAYS)
+    close(at.run(model), wanted)
+    model.unfuse_qkv_projections()
+    # the processors of the first enable are back, and know that they were disabled
+    close(at.run(model), dense)
+    assert len(said) == 2
+
+
+def test_lora_adapters():
+    peft = pytest.importorskip("peft", reason="LoRA goes through peft, which is not installed")
+    at = case("Wan")
+    model = at.build()
+    plain = sparse_run(at, model)
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    model.set_adapters("default", 0.5)
+    scaled = at.run(model)
+    assert not torch.equal(scaled, plain)
+    model.fuse_lora()
+    close(at.run(model), scaled)
+    model.unfuse_lora()
+    model.delete_adapters("default")
+    close(at.run(model), plain)
+
+
+def test_bfloat16(built):
+    at, model = built
+    model.to(torch.bfloat16)
+
+    def run():
+        torch.manual_seed(1)
+        inputs = {name: _to_bfloat16(name, value) for name, value in at.inputs().items()}
+        with torch.no_grad():
+            return model(**inputs, return_dict=False)[0]
+
+    dense = run()
+    diffattn.enable(model, FULL, schedule=ALWAYS)
+    sparse = run()
+    assert sparse.dtype == torch.bfloat16
+    close(sparse.float(), dense.float(), atol=0.05)
+    assert (sparse.float() - dense.float()).abs().mean() < 0.005
+
+
+def _to_bfloat16(name, value):
+    floating = isinstance(value, torch.Tensor) and value.is_floating_point() and not name.endswith("_ids")
+    return value.to(torch.bfloat16) if floating else value
+
+
+def test_autocast(built):
+    at, model = built
+    with torch.autocast("cpu", torch.bfloat16):
+        dense = at.run(model)
+        diffattn.enable(model, FULL, schedule=ALWAYS)
+        close(at.run(model).float(), dense.float(), atol=0.05)
+    assert sparse_calls(model)[0] == 1
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+def test_layerwise_casting(built, before):
+    at, model = built
+    if before:
+        diffattn.enable(model, FULL, schedule=ALWAYS)
+    model.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    diffattn.enable(model, FULL, schedule=ALWAYS)
+    sparse = at.run(model)
+    diffattn.disable(model)
+    close(sparse, at.run(model))
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+def test_group_offload(built, before):
+    at, model = built
+    wanted = sparse_run(at, model)
+    if not before:
+        diffattn.disable(model)
+    model.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+    if not before:
+        diffattn.enable(model, OwnBlockConfig(), schedule=ALWAYS)
+    close(at.run(model), wanted)
+    diffattn.disable(model)
+    assert at.run(model).isfinite().all()
+
+
+def test_model_offload(built):
+    accelerate = pytest.importorskip("accelerate")
+    at, model = built
+    wanted = sparse_run(at, model)
+    _, hook = accelerate.cpu_offload_with_hook(model, "cpu")
+    close(at.run(model), wanted)
+    hook.remove()
+    close(at.run(model), wanted)
+
+
+def test_gradient_checkpointing(built):
+    at, model = built
+    diffattn.enable(model, OwnBlockConfig(), schedule=ALWAYS)
+    model.train()
+
+    def gradients():
+        torch.manual_seed(1)
+        model.zero_grad()
+        model(**at.inputs(), return_dict=False)[0].square().mean().backward()
+        return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+
+    plain = gradients()
+    model.enable_gradient_checkpointing()
+    for wanted, got in zip(plain, gradients()):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
+    assert any(grad is not None and grad.any() for grad in plain)
+    assert min(sparse_calls(model)) == 3  # forward, forward, and once more in backward
+
+
+CACHES = {
+    "first block": lambda: FirstBlockCacheConfig(threshold=0.0),
+    "pyramid broadcast": lambda: PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 999
+    ),
+    "taylor seer": lambda: TaylorSeerCacheConfig(cache_interval=1, disable_cache_before_step=1),
+}
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+def test_step_caches(built, cache, before):
+    at, model = built
+    wanted = sparse_run(at, model)
+    if before:
+        diffattn.disable(model)
+    model.enable_cache(CACHES[cache]())
+    if before:
+        diffattn.enable(model, OwnBlockConfig(), schedule=ALWAYS)
+    with model.cache_context("cond"):
+        close(at.run(model), wanted)
+    assert min(sparse_calls(model)) >= 1
+    model.disable_cache()
+    close(at.run(model), wanted)
+    diffattn.disable(model)
+    assert find_hook(model) is None
+
+
+def test_a_copy_that_would_run_the_originals_weights_is_named(built):
+    at, model = built
+    wanted = sparse_run(at, model)
+    twin = copy.deepcopy(model)
+    with pytest.raises(RuntimeError, match=f"this {at.model} is a copy.*diffattn.disable"):
+        at.run(twin)
+    diffattn.disable(twin)
+    diffattn.enable(twin, OwnBlockConfig(), schedule=ALWAYS)
+    assert torch.equal(at.run(twin), wanted) and torch.equal(at.run(model), wanted)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert not torch.equal(at.run(twin), wanted) and torch.equal(at.run(model), wanted)
+
+
+def test_processors_pickle(built):
+    at, model = built
+    wanted = sparse_run(at, model)
+    attention, processor = find_hook(model).served[0]
+    restored = pickle.loads(pickle.dumps(processor))
+    assert type(restored) is type(processor) and restored.layer.name == processor.layer.name
+    assert type(restored.original) is type(processor.original)
+    restored.runtime = processor.runtime
+    attention.set_processor(restored)
+    assert torch.equal(at.run(model), wanted)
+    assert restored.layer.sparse_calls == 2
+
+
+def test_the_saved_model_is_a_plain_dense_one(tmp_path):
+    at = case("Wan")
+    model = at.build()
+    dense, _ = at.run(model), sparse_run(at, model)
+    model.save_pretrained(tmp_path)
+    names = json.loads((tmp_path / "config.json").read_text())
+    assert not any("diffattn" in name or "sparse" in name for name in names)
+    loaded = WanTransformer3DModel.from_pretrained(tmp_path)
+    assert {type(p).__name__ for p in loaded.attn_processors.values()} == {"WanAttnProcessor"}
+    assert torch.equal(at.run(loaded), dense)
+
+
+def test_diffusers_knows_of_the_processors_what_it_knows_of_their_base():
+    model = case("Flux").build()
+    diffattn.enable(model)
+    processor = model.transformer_blocks[0].attn.processor
+    assert AttentionProcessorRegistry.get(type(processor)) is AttentionProcessorRegistry.get(FluxAttnProcessor)
+
+
+def test_a_pipeline_made_from_another_shares_what_is_enabled():
+    at = next(pipeline for pipeline in PIPELINES if pipeline.name == "FluxPipeline")
+    pipe = at.build()
+    diffattn.enable(pipe, OwnBlockConfig(), schedule=Schedule(dense_start=1, dense_layers=0))
+    wanted = at.run(pipe)
+    assert torch.equal(at.run(type(pipe).from_pipe(pipe)), wanted)
+    assert {layer.sparse_calls for layer in diffattn.summary(pipe).models[0].layers} == {8}
