@@ -31,7 +31,7 @@ def generate(
     output: Annotated[Path, typer.Option("--output", "-o", help="The mp4 to write; a .json goes beside it.")],
     negative_prompt: Annotated[str, typer.Option(help="What it should not show.")] = "",
     model: Annotated[str, typer.Option(help="Hub id or pipeline folder; 'tiny' is the embedded model.")] = TINY,
-    method: Annotated[str, typer.Option(help="Attention method, or 'dense'.")] = "radial",
+    method: Annotated[str, typer.Option(help="Attention method, or 'dense'.")] = "auto",
     density: Annotated[float | None, typer.Option(help="Share of attention to compute, 0 to 1.")] = None,
     dense_start: Annotated[float, typer.Option(help="Share of first steps that stay dense, from 1 up a count.")] = 0.2,
     dense_end: Annotated[float, typer.Option(help="Share of last steps that stay dense, from 1 up a count.")] = 0.0,
