@@ -29,25 +29,33 @@ MMA = {
     "UTCHMMA (tcgen05)": r"\bUTC\w*MMA\b",
     "MFMA": r"\bv_mfma_\w+",
 }
-# (block_q, tile of each level); tiles of 16 rows are packed, the last has three levels.
-PLANS = ((128, (128,)), (128, (64,)), (64, (64,)), (64, (16,)), (128, (64, 16, 4)))
+KERNELS = ("forward", "dq", "dkv")
 STRIDES = ("i64",) * 3
 LEVEL = ("*i32", STRIDES, "*i32", STRIDES, "i32")
+TYPES = {
+    "scale": "fp32", "group": "i32", "rows": "i32", "start": "i32", "level_rows": "i32", "order": "*i32",
+    "first": "*i64", "counts": "*i32", "visitors": "*i32", "bits": "*i64",
+} | dict.fromkeys(("logw", "lse", "grad_lse", "delta"), "*fp32")  # fmt: skip
+# Arguments that nothing is known about; the launcher finds the rest to be multiples of 16.
+ODD = {"group", "logw_strides", "order_strides", "lists_strides"}
 
 
 class Case(NamedTuple):
-    """One specialisation of the kernel."""
+    """One specialisation of a kernel."""
 
+    kernel: str
     arch: str
     dim: int
     dtype: str
     block_q: int
     tiles: tuple[int, ...]
+    chosen: Launch | None = None
 
     @property
     def launch(self) -> Launch:
         """The launch that the table gives it."""
-        return launch_for(self.arch, self.dim, 4 if self.dtype == "fp32" else 2, self.block_q, max(self.tiles))
+        itemsize = 4 if self.dtype == "fp32" else 2
+        return self.chosen or launch_for(self.arch, self.dim, itemsize, self.block_q, max(self.tiles), self.kernel)
 
 
 class Result(NamedTuple):
@@ -65,27 +73,29 @@ class Result(NamedTuple):
 
 
 def cases(archs: list[str], quick: bool = False) -> Iterator[Case]:
-    """Every launch of the table in bfloat16, and the float32 ones; `quick`: one for each architecture."""
+    """Every launch of the table once, with the plan that asks most of it; `quick`: one for each architecture."""
     for arch in archs:
         if quick:
-            yield Case(arch, 128, "bf16", 128, (64,))
+            yield Case("forward", arch, 128, "bf16", 128, (64,))
             continue
-        yield from (Case(arch, 64, "bf16", *plan) for plan in PLANS[1:])
-        yield from (Case(arch, 128, "bf16", *plan) for plan in PLANS)
-        yield from (Case(arch, dim, "bf16", 128, (64,)) for dim in (80, 256))
-        yield from (Case(arch, dim, "fp32", 64, (64,)) for dim in (64, 128, 256))
+        for kernel in KERNELS:
+            yield from (Case(kernel, arch, 64, "bf16", *plan) for plan in ((128, (64,)), (64, (64,))))
+            yield from (Case(kernel, arch, 128, "bf16", *plan) for plan in ((128, (128,)), (128, (64,)), (64, (64,))))
+            yield Case(kernel, arch, 256, "bf16", 128, (64,))
+            # tiles of 16 rows are packed
+            yield Case(kernel, arch, 128, "bf16", 128, (16,) if kernel == "dkv" else (64, 16, 4))
+            yield from (Case(kernel, arch, dim, "fp32", 64, (64,)) for dim in (64, 128, 256))
 
 
 def compile_case(case: Case) -> Result:
     """Compile ahead of time and read the resources off the binary; with log-weights, as for padding and pooling."""
-    from diffattn.kernels.triton_forward import attention_kernel, kernel_constants
     from triton import compile
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    constants = kernel_constants(case.dim, case.block_q, case.tiles, (True,) * len(case.tiles), case.launch)
-    signature = _signature(case, attention_kernel.arg_names, constants)
-    source = ASTSource(attention_kernel, signature, constants, _divisible(signature))
+    kernel, constants = _kernel(case)
+    signature = _signature(case, kernel.arg_names, constants)
+    source = ASTSource(kernel, signature, constants, _divisible(signature))
     hip = case.arch.startswith("gfx")
     target = GPUTarget("hip", case.arch, 64) if hip else GPUTarget("cuda", int(case.arch[3:]), 32)
     kernel = compile(source, target=target, options=case.launch.options())
@@ -95,10 +105,22 @@ def compile_case(case: Case) -> Result:
     return Result(registers, spilled, kernel.metadata.shared, {name: count for name, count in mma.items() if count})
 
 
+def _kernel(case: Case) -> tuple:
+    from diffattn.kernels import triton_dkv, triton_dq, triton_forward
+    from diffattn.kernels.triton_common import query_constants
+
+    if case.kernel == "dkv":
+        constants = triton_dkv.key_constants(case.dim, case.block_q, case.tiles[0], True, case.launch)
+        return triton_dkv.key_gradient_kernel, constants
+    constants = query_constants(case.dim, case.block_q, case.tiles, (True,) * len(case.tiles), case.launch)
+    kernels = {"forward": triton_forward.attention_kernel, "dq": triton_dq.query_gradient_kernel}
+    return kernels[case.kernel], constants
+
+
 def _signature(case: Case, names: list[str], constants: dict) -> dict:
-    types = {name: f"*{case.dtype}" for name in ("query", "key", "value", "out")}
-    types |= {"logw": "*fp32", "lse": "*fp32", "order": "*i32", "scale": "fp32", "group": "i32", "rows": "i32"}
-    types |= {"levels": (LEVEL,) * len(case.tiles)} | dict.fromkeys(constants, "constexpr")
+    rows = ("query", "key", "value", "out")
+    types = {name: f"*{case.dtype}" for name in (*rows, *(f"grad_{row}" for row in rows))}
+    types |= TYPES | {"levels": (LEVEL,) * len(case.tiles)} | dict.fromkeys(constants, "constexpr")
     return {name: types.get(name, STRIDES) for name in names}
 
 
@@ -112,8 +134,7 @@ def _divisible(signature: dict) -> dict[tuple[int, ...], list]:
         elif kind.startswith("*") or kind in ("i32", "i64"):
             yield at
 
-    skip = {"group", "logw_strides", "order_strides"}
-    found = (paths(kind, (index,)) for index, (name, kind) in enumerate(signature.items()) if name not in skip)
+    found = (paths(kind, (index,)) for index, (name, kind) in enumerate(signature.items()) if name not in ODD)
     return {path: [["tt.divisibility", 16]] for some in found for path in some if len(path) < 4}
 
 
@@ -159,7 +180,8 @@ def _row(case: Case, result: Result) -> dict:
     tiles = "+".join(map(str, case.tiles))
     launch = "{}x{} w{} s{}".format(*case.launch)
     return {
-        "arch": case.arch, "dim": case.dim, "dtype": case.dtype, "plan": f"{case.block_q} x {tiles}", "launch": launch,
+        "kernel": case.kernel, "arch": case.arch, "dim": case.dim, "dtype": case.dtype,
+        "plan": f"{case.block_q} x {tiles}", "launch": launch,
         "registers": result.registers, "spilled": result.spilled, "shared": result.shared,
         "mma": ", ".join(f"{count} {name}" for name, count in result.mma.items()) or "none",
         "problems": ", ".join(result.problems(case)),

@@ -25,7 +25,7 @@ class Launch(NamedTuple):
 
 
 # By architecture and padded head dim, the widest first; 128 x 128 where its registers and shared memory allow.
-HALF = {
+FORWARD = {
     "sm_80": {
         64: (Launch(128, 64, 8, 3), Launch(64, 64, 4, 3)),
         128: (Launch(128, 64, 8, 3), Launch(64, 64, 4, 2)),
@@ -52,10 +52,52 @@ HALF = {
         256: (Launch(64, 32, 4, 2),),
     },
 }
+# Gradients hold more rows in registers: two operands and one sum for dq, two and two for dk and dv, whose block_m are
+# rows of queries, read by the step, and block_n keys.
+DQ = {
+    "sm_80": {
+        64: (Launch(128, 64, 8, 2), Launch(64, 64, 4, 2)),
+        128: (Launch(64, 64, 8, 2),),
+        256: (Launch(64, 32, 8, 2),),
+    },
+    "sm_86": {64: (Launch(64, 64, 4, 2),), 128: (Launch(64, 32, 8, 2),), 256: (Launch(32, 32, 8, 2),)},
+    "sm_90": {
+        64: (Launch(128, 64, 8, 2), Launch(64, 64, 4, 2)),
+        128: (Launch(128, 64, 8, 2), Launch(64, 64, 4, 2)),
+        256: (Launch(64, 32, 8, 2),),
+    },
+    "sm_100": {
+        64: (Launch(128, 64, 8, 2), Launch(64, 64, 4, 2)),
+        128: (Launch(128, 64, 8, 2), Launch(64, 64, 8, 2)),
+        256: (Launch(64, 32, 8, 2),),
+    },
+    "gfx942": {64: (Launch(64, 64, 4, 2),), 128: (Launch(64, 32, 8, 2),), 256: (Launch(16, 32, 4, 2),)},
+}
+DKV = {
+    "sm_80": {64: (Launch(64, 64, 4, 2),), 128: (Launch(64, 64, 8, 2),), 256: (Launch(64, 32, 8, 2),)},
+    "sm_86": {64: (Launch(64, 64, 4, 2),), 128: (Launch(64, 32, 8, 2),), 256: (Launch(32, 32, 8, 2),)},
+    "sm_90": {
+        64: (Launch(64, 128, 8, 2), Launch(64, 64, 4, 2)),
+        128: (Launch(32, 128, 8, 2), Launch(64, 64, 8, 2)),
+        256: (Launch(64, 32, 8, 2),),
+    },
+    "sm_100": {
+        64: (Launch(64, 128, 8, 2), Launch(64, 64, 4, 2)),
+        128: (Launch(64, 64, 8, 2),),
+        256: (Launch(64, 32, 8, 2),),
+    },
+    "gfx942": {64: (Launch(64, 64, 4, 2),), 128: (Launch(32, 32, 4, 2),), 256: (Launch(16, 32, 4, 1),)},
+}
+HALF = {"forward": FORWARD, "dq": DQ, "dkv": DKV}
 # Without TF32 the products run outside the matrix units and live in registers: small blocks on every architecture.
-SINGLE = {64: (Launch(32, 32, 4, 2),), 128: (Launch(64, 32, 8, 2),), 256: (Launch(16, 16, 4, 2),)}
+SINGLE_GRADIENT = {64: (Launch(32, 32, 4, 2),), 128: (Launch(32, 32, 8, 2),), 256: (Launch(16, 16, 4, 2),)}
+SINGLE = {
+    "forward": {64: (Launch(32, 32, 4, 2),), 128: (Launch(64, 32, 8, 2),), 256: (Launch(16, 16, 4, 2),)},
+    "dq": SINGLE_GRADIENT,
+    "dkv": SINGLE_GRADIENT,
+}
 INTERPRETER = (Launch(128, 128, 4, 1), Launch(128, 64, 4, 1))  # its time goes by steps, whatever their size
-ARCHITECTURES = tuple(HALF)
+ARCHITECTURES = tuple(FORWARD)
 
 
 def architecture(device: torch.device) -> str:
@@ -70,17 +112,19 @@ def architecture(device: torch.device) -> str:
     return {9: "sm_90", 10: "sm_100"}.get(major, "sm_86")
 
 
-def launch_for(arch: str, dim: int, itemsize: int, block_q: int, tile: int) -> Launch:
+def launch_for(arch: str, dim: int, itemsize: int, block_q: int, tile: int, kernel: str = "forward") -> Launch:
     """The widest launch that a query tile of `block_q` rows and KV tiles of up to `tile` rows fill.
 
     Args:
         arch (`str`): one of `ARCHITECTURES` or `"interpreter"`.
         dim (`int`): head dim, at most 256.
         itemsize (`int`): bytes of one element of query, key and value.
+        kernel (`str`, *optional*, defaults to `"forward"`): or `"dq"` or `"dkv"`.
     """
     rows = max(16, _next_power_of_2(block_q))
     padded = max(64, _next_power_of_2(dim))
-    table = {padded: INTERPRETER} if arch == "interpreter" else SINGLE if itemsize == 4 else HALF[arch]
+    half_or_single = SINGLE[kernel] if itemsize == 4 else HALF[kernel].get(arch)
+    table = {padded: INTERPRETER} if arch == "interpreter" else half_or_single
     *wide, smallest = table[padded]
     for launch in wide:
         if launch.block_m <= rows and (launch.block_n <= 64 or tile % launch.block_n == 0):

@@ -10,21 +10,22 @@ import triton.language as tl
 from torch import Tensor
 
 from .plan import Plan
-from .triton_config import Launch, architecture, launch_for
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-LN_2 = tl.constexpr(math.log(2))
-LOG2_E = tl.constexpr(1 / math.log(2))
-
-
-@triton.jit
-def _entries(indices, step, count, TILE: tl.constexpr, BLOCK_N: tl.constexpr):
-    """List entries read by one step: a scalar where a tile fills whole steps, else one per key row of the step."""
-    if TILE % BLOCK_N == 0:
-        position = step // (TILE // BLOCK_N)
-    else:
-        position = (step * BLOCK_N + tl.arange(0, BLOCK_N)) // TILE
-    return tl.load(indices + position, mask=position < count, other=0)
+from .triton_common import (
+    DTYPES,
+    LN_2,
+    LOG2_E,
+    compiles,
+    key_rows,
+    launch_order,
+    level_arguments,
+    list_entries,
+    load_rows,
+    query_constants,
+    strided,
+    strides,
+    weighted_levels,
+)
+from .triton_config import architecture, launch_for
 
 
 @triton.jit
@@ -32,26 +33,21 @@ def _attend_level(q, peak, total, acc, key, value, logw, stride_key, stride_valu
                   D: tl.constexpr, TILE: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
     """Folds the visited keys of one level into the running softmax (peak, total, acc), in base 2."""
     PACKED: tl.constexpr = TILE % BLOCK_N != 0
-    lane = tl.arange(0, BLOCK_N)
-    entry = _entries(indices, 0, count, TILE, BLOCK_N)
+    entry = list_entries(indices, 0, count, TILE, BLOCK_N)
     for step in tl.range((count * TILE + BLOCK_N - 1) // BLOCK_N):
-        flat = step * BLOCK_N + lane
-        if PACKED:
-            row = (start + entry * TILE + flat % TILE).to(tl.int64)
-        else:
-            row = (start + entry * TILE + step * BLOCK_N % TILE + lane).to(tl.int64)
+        row = key_rows(entry, step, start, TILE, BLOCK_N)
         # Read one step ahead: an index loaded in the step that uses it leaves the pipeline nothing to prefetch.
-        entry = _entries(indices, step + 1, count, TILE, BLOCK_N)
+        entry = list_entries(indices, step + 1, count, TILE, BLOCK_N)
         # (BLOCK_N, BLOCK_D)
-        k = tl.load(key + row[:, None] * stride_key + d[None, :], mask=d[None, :] < D, other=0.0)
-        v = tl.load(value + row[:, None] * stride_value + d[None, :], mask=d[None, :] < D, other=0.0)
+        k = load_rows(key, row, stride_key, d, None, D, False)
+        v = load_rows(value, row, stride_value, d, None, D, False)
         # (BLOCK_M, BLOCK_N)
         s = tl.dot(q, k.to(q.dtype).T, input_precision="ieee")
         if WEIGHTED or PACKED:
             # (BLOCK_N,)
             bias = tl.load(logw + row) * LOG2_E if WEIGHTED else 0.0
             if PACKED:
-                bias = tl.where(flat < count * TILE, bias, float("-inf"))
+                bias = tl.where(step * BLOCK_N + tl.arange(0, BLOCK_N) < count * TILE, bias, float("-inf"))
             s = s * scale + bias[None, :]
             new_peak = tl.maximum(peak, tl.max(s, 1))
             # A row that has seen no key yet stays at -inf; subtracting that from itself would give NaN.
@@ -86,10 +82,9 @@ def attention_kernel(query, key, value, logw, out, lse, order, levels, query_str
     row = tile * BLOCK_Q + within
     live = within < BLOCK_Q
     d = tl.arange(0, BLOCK_D)
-    mask = live[:, None] & (d < D)[None, :]
     # (BLOCK_M, BLOCK_D)
     query += batch * query_strides[0] + head * query_strides[1]
-    q = tl.load(query + row[:, None] * query_strides[2] + d[None, :], mask=mask, other=0.0)
+    q = load_rows(query, row, query_strides[2], d, live, D, True)
     if UPCAST:
         q = q.to(tl.float32)
     key += batch * key_strides[0] + kv_head * key_strides[1]
@@ -111,6 +106,7 @@ def attention_kernel(query, key, value, logw, out, lse, order, levels, query_str
     # (BLOCK_M, BLOCK_D), 0 in such rows
     acc = acc / total[:, None]
     out += batch * out_strides[0] + head * out_strides[1]
+    mask = live[:, None] & (d < D)[None, :]
     tl.store(out + row[:, None] * out_strides[2] + d[None, :], acc.to(out.dtype.element_ty), mask=mask)
     # (BLOCK_M,), -inf in such rows
     lse += (batch * tl.num_programs(1) + head) * rows
@@ -118,7 +114,7 @@ def attention_kernel(query, key, value, logw, out, lse, order, levels, query_str
 
 
 def forward(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention of row tensors, without a gradient.
+    """Attention of row tensors, differentiable in out and lse.
 
     Args:
         query (`torch.Tensor`): `(B, H, Rq, D)` float32, float16 or bfloat16, in any strides.
@@ -132,80 +128,61 @@ def forward(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float)
 
     Raises:
         ValueError: a dtype or a device that the kernel cannot take.
-        NotImplementedError: an input requires a gradient, or the plan has partial tiles.
+        NotImplementedError: the plan has partial tiles.
     """
-    _check(query, key, value, plan)
+    _check(query, plan)
+    return _TritonAttention.apply(*strided(query, key, value), plan, scale)
+
+
+class _TritonAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query, key, value, plan, scale):
+        out, lse = run_forward(query, key, value, plan, scale)
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.plan, ctx.scale = plan, scale
+        return out, lse
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_out, grad_lse):
+        from .triton_backward import run_backward
+
+        grads = run_backward(
+            *ctx.saved_tensors, grad_out, grad_lse, ctx.plan, ctx.scale, any(ctx.needs_input_grad[1:3])
+        )
+        return *grads, None, None
+
+
+def run_forward(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
+    """`forward` of tensors whose last dim is contiguous, without a gradient."""
     if scale < 0:  # the kernel takes the row maximum before scaling
         query, scale = -query, -scale
-    query, key, value = (rows if rows.stride(-1) == 1 else rows.contiguous() for rows in (query, key, value))
     batch, heads, rows, dim = query.shape
     out = torch.empty_like(query)
     lse = torch.empty(batch, heads, rows, dtype=torch.float32, device=query.device)
-    # The interpreter multiplies the bit patterns of bfloat16.
-    upcast = not isinstance(attention_kernel, triton.JITFunction)
     tiles = tuple(lists.tile for lists in plan.lists)
     launch = launch_for(architecture(query.device), dim, query.element_size(), plan.block_q, max(tiles))
     order = launch_order(plan).expand(batch, heads, -1)
     logw = plan.kv_logw.expand(batch, key.shape[1], -1)
     grid = (rows // plan.block_q * triton.cdiv(plan.block_q, launch.block_m), heads, batch)
+    # The interpreter multiplies the bit patterns of bfloat16.
+    upcast = not compiles(attention_kernel)
     attention_kernel[grid](
-        query, key, value, logw, out, lse, order, _levels(plan, batch, heads),
-        *(rows.stride()[:3] for rows in (query, key, value, logw, out, order)), 
-        scale / math.log(2), heads // key.shape[1], rows,
-        **kernel_constants(dim, plan.block_q, tiles, _weighted(plan), launch, upcast),
+        query, key, value, logw, out, lse, order, level_arguments(plan, batch, heads),
+        *strides(query, key, value, logw, out, order), scale / math.log(2), heads // key.shape[1], rows,
+        **query_constants(dim, plan.block_q, tiles, weighted_levels(plan), launch, upcast),
         **launch.options(),
     )  # fmt: skip
     return out, lse
 
 
-def kernel_constants(
-    dim: int, block_q: int, tiles: tuple[int, ...], weighted: tuple[bool, ...], launch: Launch, upcast: bool = False
-) -> dict:
-    """The compile-time arguments of `attention_kernel`."""
-    return {
-        "D": dim,
-        "BLOCK_Q": block_q,
-        "TILES": tiles,
-        "WEIGHTED": weighted,
-        "BLOCK_M": launch.block_m,
-        "BLOCK_N": launch.block_n,
-        "BLOCK_D": max(16, triton.next_power_of_2(dim)),
-        "UPCAST": upcast,
-    }
-
-
-def launch_order(plan: Plan) -> Tensor:
-    """Query tiles `(B|1, H|1, NQ)` int32, those that visit most keys first: a long list started last is waited for."""
-    if "triton_order" not in plan._cache:
-        visited = sum(lists.counts * lists.tile for lists in plan.lists)
-        plan._cache["triton_order"] = visited.argsort(dim=-1, descending=True, stable=True).to(torch.int32)
-    return plan._cache["triton_order"]
-
-
-def _weighted(plan: Plan) -> tuple[bool, ...]:
-    """Whether a level can have log-weights other than 0, told from shapes alone: looking would wait for the device."""
-    full = plan.order.shape[-1] == plan.tokens and plan.key_mask is None
-    return tuple(not full or lists.pool > 1 or plan.level_rows(lists) > plan.tokens for lists in plan.lists)
-
-
-def _levels(plan: Plan, batch: int, heads: int) -> tuple[tuple, ...]:
-    levels = []
-    for lists in plan.lists:
-        counts = lists.counts.expand(batch, heads, -1)
-        indices = lists.indices.expand(batch, heads, -1, -1)
-        levels.append((counts, counts.stride(), indices, indices.stride()[:3], plan.level_start(lists)))
-    return tuple(levels)
-
-
-def _check(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> None:
+def _check(query: Tensor, plan: Plan) -> None:
     if query.dtype not in DTYPES:
         raise ValueError(f"impl='triton' takes {', '.join(map(str, DTYPES))}, got {query.dtype}; use impl='torch'")
-    if query.device.type == "cpu" and isinstance(attention_kernel, triton.JITFunction):
+    if query.device.type == "cpu" and compiles(attention_kernel):
         raise ValueError(
             "impl='triton' needs a GPU, the tensors are on cpu: set TRITON_INTERPRET=1 before importing triton to run "
             "the kernel in its interpreter, or use impl='torch'"
         )
     if plan.partial:
         raise NotImplementedError("impl='triton' cannot test keys against boxes in partial tiles: use impl='torch'")
-    if torch.is_grad_enabled() and any(rows.requires_grad for rows in (query, key, value)):
-        raise NotImplementedError("impl='triton' has no backward yet: use impl='torch', or torch.no_grad()")

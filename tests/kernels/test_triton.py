@@ -8,55 +8,13 @@ triton = pytest.importorskip("triton")
 from diffattn.kernels import triton_forward  # noqa: E402
 from diffattn.kernels.attend import attend  # noqa: E402
 from diffattn.kernels.plan import Plan, TileList  # noqa: E402
-from diffattn.kernels.rows import build_pyramid, gather_rows, scatter_rows  # noqa: E402
+from diffattn.kernels.rows import build_pyramid  # noqa: E402
+from diffattn.kernels.triton_common import launch_order  # noqa: E402
 from diffattn.kernels.triton_config import ARCHITECTURES, launch_for  # noqa: E402
-from diffattn.kernels.triton_forward import forward, launch_order  # noqa: E402
+from diffattn.kernels.triton_forward import forward  # noqa: E402
+from triton_plans import DEVICE, inputs, padded_order, plain, random_plan  # noqa: E402
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-def padded_order(tokens, multiple):
-    """Natural order with padding at the end, (1, 1, R)."""
-    rows = torch.arange(-(-tokens // multiple) * multiple)
-    return rows.where(rows < tokens, -1)[None, None]
-
-
-def random_plan(tokens, block_q, levels, shape=(1, 1), density=0.5, order=None, seed=0, **kwargs):
-    """A plan with random lists at each `(pool, tile)` of `levels`."""
-    generator = torch.Generator().manual_seed(seed)
-    order = padded_order(tokens, 128) if order is None else order
-    query_tiles = kwargs.get("q_rows", order).shape[-1] // block_q
-    lists = []
-    for pool, tile in levels:
-        tiles = -(-order.shape[-1] // (pool * tile))
-        kept = torch.rand(*shape, query_tiles, tiles, generator=generator) < density
-        lists.append(TileList.from_mask(kept, tile, pool))
-    return Plan(tokens, order, tuple(lists), block_q, **kwargs).to(DEVICE)
-
-
-def inputs(plan, batch=1, heads=1, kv_heads=None, dim=32, dtype=torch.float32, seed=0):
-    """Query (B, S, H, D), key and value (B, S, Hkv, D)."""
-    generator = torch.Generator().manual_seed(seed)
-    sizes = (heads, kv_heads or heads, kv_heads or heads)
-    return [torch.randn(batch, plan.tokens, size, dim, generator=generator).to(DEVICE, dtype) for size in sizes]
-
-
-def plain(query, key, value, plan, scale):
-    """The same plan as one masked softmax: operands in the dtype of query, sums in float32."""
-    rows = gather_rows(query, plan.query_rows, plan)
-    repeats = query.shape[2] // key.shape[2]
-    keys, values = (build_pyramid(x, plan).repeat_interleave(repeats, 1) for x in (key, value))
-    logw = plan.kv_logw.expand(key.shape[0], key.shape[2], -1).repeat_interleave(repeats, 1)
-    seen = []
-    for lists in plan.lists:
-        tiles = lists.to_mask(plan.level_rows(lists) // lists.tile).expand(*rows.shape[:2], -1, -1)
-        seen.append(tiles.repeat_interleave(lists.tile, 3).repeat_interleave(plan.block_q, 2))
-    scores = rows.float() @ keys.float().mT * scale + logw[:, :, None]
-    scores = scores.masked_fill(~torch.cat(seen, 3), -torch.inf)
-    lse = scores.logsumexp(-1)
-    probs = (scores - lse.where(lse > -torch.inf, 0)[..., None]).exp().to(value.dtype)
-    return scatter_rows((probs.float() @ values.float()).to(query.dtype), lse, plan)
 
 
 def assert_accurate(plan, query, key, value, scale=None):
@@ -186,11 +144,12 @@ def test_long_lists_start_first():
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("itemsize", [2, 4])
-def test_launches_are_powers_of_two(arch, itemsize):
+@pytest.mark.parametrize("kernel", ["forward", "dq", "dkv"])
+def test_launches_are_powers_of_two(arch, itemsize, kernel):
     for dim in (1, 16, 40, 64, 80, 128, 200, 256):
         for block_q in (1, 16, 48, 64, 128, 256):
             for tile in (1, 16, 48, 64, 128):
-                launch = launch_for(arch, dim, itemsize, block_q, tile)
+                launch = launch_for(arch, dim, itemsize, block_q, tile, kernel)
                 assert all(size >= 16 and size & (size - 1) == 0 for size in launch[:2])
                 assert launch.block_m < max(2 * block_q, 32)
 
@@ -200,10 +159,6 @@ def test_refuses_what_it_cannot_do():
     query, key, value = inputs(plan)
     with pytest.raises(ValueError, match="float64"):
         attend(query.double(), key.double(), value.double(), plan, impl="triton")
-    with pytest.raises(NotImplementedError, match="impl='torch'"):
-        attend(query.requires_grad_(), key, value, plan, impl="triton")
-    with torch.no_grad():
-        attend(query, key, value, plan, impl="triton")
 
 
 def test_cpu_without_the_interpreter_is_refused(monkeypatch):
