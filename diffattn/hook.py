@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import weakref
 from typing import Any
 
+import torch
 from torch import nn
 
 from ._compat import HookRegistry, ModelHook, StateManager
@@ -20,8 +20,16 @@ HOOK = "diffattn"
 class _Context(StateManager):
     """Where `cache_context` leaves what the pipeline knows of the step."""
 
-    def __init__(self) -> None:
+    def __init__(self, runtime: Runtime) -> None:
         super().__init__(None)
+        self.runtime = runtime
+
+    def set_context(self, context: Any) -> None:
+        """Outside the transformer, and so outside the graph of a compiled one: the place to learn the step."""
+        super().set_context(context)
+        step = None if context is None else find_step(context, self.runtime.scheduler, None)
+        if step is not None:
+            self.runtime.begin_step(step)
 
     @property
     def known(self) -> Any:
@@ -42,34 +50,36 @@ class SparseAttentionHook(ModelHook):
     def __init__(self, runtime: Runtime, adapter: Adapter, served: list[tuple[nn.Module, Any]]) -> None:
         super().__init__()
         self.runtime, self.adapter, self.served = runtime, adapter, served
-        self.context = _Context()
+        self.context = _Context(runtime)
         self._owner: weakref.ref | None = None
+        self._names: list[str] = []
 
     def initialize_hook(self, module: nn.Module) -> nn.Module:
         self._owner = weakref.ref(module)
+        self._names = [name for name in inspect.signature(type(module).forward).parameters if name != "self"]
         return module
 
     def pre_forward(self, module: nn.Module, *args, **kwargs) -> tuple[tuple, dict]:
-        if module is not self._owner():
-            raise RuntimeError(
-                f"this {type(module).__name__} is a copy of one that diffattn serves, and diffusers' hooks make such "
-                "a copy run the weights of the original: call diffattn.disable(copy), then diffattn.enable(copy)"
-            )
-        self._check_processors(module)
-        inputs = dict(zip(_parameters(type(module)), args), **kwargs)
-        timestep = inputs.get("timestep", inputs.get("timesteps"))
-        self.runtime.begin_step(find_step(self.context.known, self.runtime.scheduler, timestep))
+        inputs = dict(zip(self._names, args), **kwargs)
+        if not torch.compiler.is_compiling():
+            self._check(module)
+            timestep = inputs.get("timestep", inputs.get("timesteps"))
+            self.runtime.begin_step(find_step(self.context.known, self.runtime.scheduler, timestep))
         try:
-            grid, reason = self.adapter.grid(module, inputs), ""
+            self.runtime.begin_forward(self.adapter.grid(module, inputs), self.adapter.tokens_before(module, inputs))
         except NoGrid as error:
-            grid, reason = None, str(error)
-        self.runtime.begin_forward(grid, self.adapter.tokens_before(module, inputs) if grid else "none", reason)
+            self.runtime.begin_forward(None, reason=str(error))
         return args, kwargs
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         return module
 
-    def _check_processors(self, module: nn.Module) -> None:
+    def _check(self, module: nn.Module) -> None:
+        if module is not self._owner():
+            raise RuntimeError(
+                f"this {type(module).__name__} is a copy of one that diffattn serves, and diffusers' hooks make such "
+                "a copy run the weights of the original: call diffattn.disable(copy), then diffattn.enable(copy)"
+            )
         lost = [(attention, ours) for attention, ours in self.served if attention.processor is not ours]
         if lost:
             attention, ours = lost[0]
@@ -95,8 +105,3 @@ def add_hook(transformer: nn.Module, hook: SparseAttentionHook) -> None:
 def remove_hook(transformer: nn.Module) -> None:
     """Take the hook off a transformer."""
     transformer._diffusers_hook.remove_hook(HOOK, recurse=False)
-
-
-@functools.cache
-def _parameters(cls: type) -> list[str]:
-    return [name for name in inspect.signature(cls.forward).parameters if name != "self"]

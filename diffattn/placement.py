@@ -10,6 +10,9 @@ from torch import Tensor
 from .grid import TokenGrid
 from .kernels.plan import Plan
 
+ALL, NONE = -1, -2  # instead of a number of tokens before the grid: all that are not on it; there are none
+WHERE = {"before": ALL, "after": 0, "none": NONE}
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -19,8 +22,8 @@ class Placement:
     shift: int = 0
 
 
-def place(video: tuple[int, int, int], before: int | str, tokens: int) -> Placement | str:
-    """The placement of a sequence of `tokens` tokens, or why there is none.
+def place(video: tuple[int, int, int], before: int, tokens: int) -> Placement | str:
+    """The placement of a sequence of `tokens` tokens, `before` of them before the grid, or why there is none.
 
     Other tokens than the visual ones are the grid's text: their rows and columns are dense. Where they sit on both
     sides, attention does not care for order: those ahead are taken as if they came last.
@@ -28,9 +31,9 @@ def place(video: tuple[int, int, int], before: int | str, tokens: int) -> Placem
     others = tokens - video[0] * video[1] * video[2]
     if others < 0:
         return f"{tokens} tokens are fewer than the grid {video}"
-    if before == "none" and others:
+    if before == NONE and others:
         return f"{others} tokens are not on the grid {video}"
-    ahead = others if before == "before" else 0 if isinstance(before, str) else before
+    ahead = others if before in (ALL, NONE) else before
     if ahead > others:
         return f"{ahead} tokens ahead of the grid were expected, {others} are not on it"
     first = ahead == others and ahead > 0

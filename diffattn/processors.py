@@ -7,9 +7,11 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ._compat import dispatch_attention_fn, register_backend, register_processor
+from .compiled import compiled_attention, number_of
 from .layer import Layer
 from .models.adapter import Adapter
 from .runtime import Runtime
@@ -27,6 +29,7 @@ class SparseProcessorMixin:
     runtime: Runtime
     layer: Layer
     adapter: Adapter
+    number: Tensor
     outer_backend: Any = None
 
     @property
@@ -66,6 +69,7 @@ def sparse_processor(original: Any, runtime: Runtime, layer: Layer, adapter: Ada
         if name not in ("_attention_backend", "_parallel_config"):
             processor.__dict__[name] = value
     processor.__dict__.update(original=original, runtime=runtime, layer=layer, adapter=adapter)
+    processor.__dict__["number"] = number_of(processor)
     return processor
 
 
@@ -122,8 +126,16 @@ def _attend(
     reason, key_mask = _unserved(query, key, dropout_p, is_causal, parallel_config), None
     if reason is None:
         reason, key_mask = runtime.decide(layer, query, attn_mask, processor.adapter.mask)
+    if torch.compiler.is_compiling():
+        if reason is None:
+            number, grid = processor.number, [*runtime.video, runtime.before]
+            return compiled_attention(query, key, value, key_mask, number, grid, scale)
+        return dense()
     if reason is None:
-        return runtime.run(layer, query, key, value, key_mask, scale)
+        placement = runtime.place(query.shape[1])
+        if not isinstance(placement, str):
+            return runtime.run(layer, query, key, value, placement, key_mask, scale)
+        reason = placement
     layer.count_dense(reason)
     return dense()
 

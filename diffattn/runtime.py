@@ -14,11 +14,12 @@ from .kernels.attend import attend
 from .kernels.plan import Plan
 from .layer import Layer
 from .masks import as_key_mask
-from .placement import Placement, place, roll_plan, roll_tokens
+from .placement import NONE, Placement, place, roll_plan, roll_tokens
 from .schedule import Schedule
 
 logger = logging.get_logger(__name__)
 
+KEPT_PLACES = 64
 KEPT_PLANS = 8  # static plans: one per token grid and device, a run needs one or two
 
 
@@ -37,10 +38,10 @@ class Runtime:
         self.step: tuple[int, int] | None = None
         self.dense_step = False
         self.grid: TokenGrid | None = None
-        self._video: tuple[int, int, int] | None = None
-        self._before: int | str = "none"
+        self.video: tuple[int, int, int] | None = None
+        self.before = NONE
         self._no_grid = "the transformer was not entered through its forward"
-        self._places: dict[int, Placement | str] = {}
+        self._places: dict[Any, Placement | str] = {}
         self._plans: dict[Any, Plan] = {}
         self._masked: tuple[Any, Plan, Plan] | None = None
         self._said: set[str] = set()
@@ -56,34 +57,47 @@ class Runtime:
                 "`cache_context(name, step_index=, num_inference_steps=)`"
             )
 
-    def begin_forward(self, video: tuple[int, int, int] | None, before: int | str = "none", reason: str = "") -> None:
+    def begin_forward(self, video: tuple[int, int, int] | None, before: int = NONE, reason: str = "") -> None:
         """A transformer starts: `video` is its token grid, or there is a `reason` why there is none."""
-        if (video, before) != (self._video, self._before):
-            self._places.clear()
-        self._video, self._before, self._no_grid = video, before, reason
+        self.video, self.before, self._no_grid = video, before, reason
 
     def decide(self, layer: Layer, query: Tensor, attn_mask: Any, mask_kind: str) -> tuple[str | None, Tensor | None]:
-        """`(None, key mask)`, or `(reason, None)` where the call of a `(B, S, H, D)` query stays dense."""
+        """`(None, key mask)`, or `(reason, None)` where the call of a `(B, S, H, D)` query stays dense.
+
+        Read while torch.compile traces: what differs between layers and steps must be bools.
+        """
         if self.dense_step:
             return "dense step", None
         if layer.dense:
             return "dense layer", None
         if layer.off:
             return "diffattn was disabled", None
-        if self._video is None:
+        if self.video is None:
             return self._no_grid, None
-        found = self._place(query.shape[1])
-        if isinstance(found, str):
-            return found, None
         if attn_mask is None:
             return None, None
         return as_key_mask(attn_mask, query.shape[0], query.shape[1], mask_kind)
 
+    def place(self, tokens: int, video: tuple[int, int, int] | None = None, before: int = NONE) -> Placement | str:
+        """Where a sequence of so many tokens sits, or why it cannot be sparse; on the grid of this forward."""
+        at = (tokens, self.video, self.before) if video is None else (tokens, video, before)
+        if at not in self._places:
+            while len(self._places) >= KEPT_PLACES:
+                self._places.pop(next(iter(self._places)))
+            self._places[at] = place(at[1], at[2], tokens)
+        return self._places[at]
+
     def run(
-        self, layer: Layer, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, scale: float | None
+        self,
+        layer: Layer,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        placement: Placement,
+        key_mask: Tensor | None,
+        scale: float | None,
     ) -> Tensor:
         """Sparse attention `(B, S, H, D)`."""
-        placement = self._places[query.shape[1]]
         self.grid = placement.grid
         layer.plan = plan = self._plan(placement, layer, query, key)
         layer.sparse_calls += 1
@@ -99,11 +113,6 @@ class Runtime:
         if message not in self._said:
             self._said.add(message)
             logger.warning(message)
-
-    def _place(self, tokens: int) -> Placement | str:
-        if tokens not in self._places:
-            self._places[tokens] = place(self._video, self._before, tokens)
-        return self._places[tokens]
 
     @torch.no_grad()
     def _plan(self, placement: Placement, layer: Layer, query: Tensor, key: Tensor) -> Plan:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from .._compat import unwrap_module
+from ..placement import WHERE
 
 
 class NoGrid(Exception):
@@ -43,9 +44,9 @@ class Adapter:
     mask: str = "keys"
     processor: Callable[[type], type] | None = None
 
-    def tokens_before(self, model: nn.Module, inputs: dict) -> int | str:
-        """How many tokens come before the visual ones, or `"none"`, `"before"`, `"after"`."""
-        return self.others(model, inputs) if callable(self.others) else self.others
+    def tokens_before(self, model: nn.Module, inputs: dict) -> int:
+        """How many tokens come before the visual ones, as [`placement.place`] takes it."""
+        return self.others(model, inputs) if callable(self.others) else WHERE[self.others]
 
 
 class Blocks:

@@ -1,0 +1,96 @@
+"""Sparse attention as one opaque operator, for graphs that torch.compile makes.
+
+A graph must be the same for every layer and step. So a layer is told by a tensor: Dynamo makes a constant, and a new
+graph, of every int that differs. What Python does for a call (plans, counts, logs) happens inside the operator.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_numbers = itertools.count()
+_processors: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+
+def number_of(processor: Any) -> Tensor:
+    """A 0-dim int64 tensor on the CPU by which the operator finds a processor again."""
+    number = next(_numbers)
+    _processors[number] = processor
+    return torch.tensor(number)
+
+
+@torch.library.custom_op("diffattn::attention", mutates_args=())
+def compiled_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_mask: Tensor | None,
+    number: Tensor,
+    grid: list[int],
+    scale: float | None,
+) -> Tensor:
+    """query, key, value `(B, S, H, D)`, key mask `(B, S)`; `grid` is frames, height, width and the tokens before."""
+    processor = _processors[int(number)]
+    runtime, layer = processor.runtime, processor.layer
+    placement = runtime.place(query.shape[1], tuple(grid[:3]), grid[3])
+    if isinstance(placement, str):
+        layer.count_dense(placement)
+        return _dense(query, key, value, key_mask, scale)
+    return runtime.run(layer, query, key, value, placement, key_mask, scale).contiguous()
+
+
+@compiled_attention.register_fake
+def _shape(query: Tensor, key: Tensor, value: Tensor, key_mask: Any, number: Any, grid: Any, scale: Any) -> Tensor:
+    return query.new_empty(query.shape)
+
+
+@torch.library.custom_op("diffattn::attention_backward", mutates_args=())
+def _gradients(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_mask: Tensor | None,
+    number: Tensor,
+    grid: list[int],
+    scale: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value; the forward is run again."""
+    with torch.enable_grad():
+        leaves = [tensor.detach().requires_grad_() for tensor in (query, key, value)]
+        processor = _processors[int(number)]
+        placement = processor.runtime.place(query.shape[1], tuple(grid[:3]), grid[3])
+        if isinstance(placement, str):
+            out = _dense(*leaves, key_mask, scale)
+        else:
+            out = processor.runtime.run(processor.layer, *leaves, placement, key_mask, scale)
+    return tuple(part.contiguous() for part in torch.autograd.grad(out, leaves, grad))
+
+
+@_gradients.register_fake
+def _shapes(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    *tensors, ctx.grid, ctx.scale = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple:
+    return (*_gradients(grad, *ctx.saved_tensors, ctx.grid, ctx.scale), None, None, None, None)
+
+
+def _dense(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, scale: float | None) -> Tensor:
+    heads_first = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    mask = None if key_mask is None else key_mask[:, None, None]
+    out = torch.nn.functional.scaled_dot_product_attention(*heads_first, attn_mask=mask, scale=scale)
+    return out.transpose(1, 2).contiguous()
+
+
+compiled_attention.register_autograd(_backward, setup_context=_keep)
