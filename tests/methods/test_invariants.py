@@ -61,9 +61,7 @@ def dense(query, key, value):
     return torch.nn.functional.scaled_dot_product_attention(*parts).transpose(1, 2)
 
 
-@pytest.mark.parametrize(
-    "config", [c for c in DYNAMIC if not (isinstance(c, RectifiedConfig) and c.gapr)], ids=name
-)
+@pytest.mark.parametrize("config", [c for c in DYNAMIC if not (isinstance(c, RectifiedConfig) and c.gapr)], ids=name)
 @pytest.mark.parametrize("layer", [0, 2])
 def test_a_constant_added_to_the_keys_changes_no_plan(config, layer):
     grid = TokenGrid(4, 8, 8)  # blocks and chunks of powers of 2, so that means are exact as well

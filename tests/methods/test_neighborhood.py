@@ -79,9 +79,7 @@ def test_partial_tiles_equal_the_reference():
         attend(query, key, value, plan, impl="triton")
 
 
-@given(
-    st.integers(2, 14), st.integers(1, 14), st.integers(1, 5), st.integers(1, 3), st.booleans(), st.integers(1, 5)
-)
+@given(st.integers(2, 14), st.integers(1, 14), st.integers(1, 5), st.integers(1, 3), st.booleans(), st.integers(1, 5))
 @settings(max_examples=150, deadline=None)
 def test_one_axis_is_the_definition(size, window, stride, dilation, causal, tile):
     window = min(window, size // dilation)
