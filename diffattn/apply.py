@@ -69,7 +69,7 @@ def disable(pipe: Any) -> None:
             if isinstance(attention.processor, SparseProcessorMixin):
                 set_processor(attention, attention.processor.original)
         for _, processor in hook.served:
-            processor.layer.off = True
+            processor.layer.off = processor.layer.held = True
         remove_hook(transformer)
 
 
@@ -108,8 +108,10 @@ def _enable_one(transformer: nn.Module, runtime: Runtime) -> None:
     names, served = adapter.attention(transformer), []
     for index, name in enumerate(names):
         attention = transformer.get_submodule(name)
-        layer = Layer(name, index, runtime.schedule.is_dense_layer(index, len(names)))
+        dense = runtime.schedule.is_dense_layer(index, len(names))
+        layer = Layer(name, index, dense, held=dense)
         set_processor(attention, sparse_processor(attention.processor, runtime, layer, adapter))
+        runtime.layers.append(layer)
         served.append((attention, attention.processor))
     add_hook(transformer, SparseAttentionHook(runtime, adapter, served))
 

@@ -17,12 +17,14 @@ class Layer:
         index (`int`): place among the self-attention layers of the model.
         dense (`bool`): whether the schedule keeps it dense.
         off (`bool`): whether diffattn was disabled since; a processor may outlive that, in a list of saved ones.
+        held (`bool`): whether this step is dense in it, for whatever reason; all that compiled graphs look at.
     """
 
     name: str
     index: int
     dense: bool
     off: bool = False
+    held: bool = False
     plan: Plan | None = None
     sparse_calls: int = 0
     dense_calls: Counter = field(default_factory=Counter)

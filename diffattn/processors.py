@@ -14,7 +14,7 @@ from ._compat import dispatch_attention_fn, register_backend, register_processor
 from .compiled import compiled_attention, number_of
 from .layer import Layer
 from .models.adapter import Adapter
-from .runtime import Runtime
+from .runtime import HELD, Runtime
 from .seams import seam
 
 
@@ -136,7 +136,7 @@ def _attend(
         if not isinstance(placement, str):
             return runtime.run(layer, query, key, value, placement, key_mask, scale)
         reason = placement
-    layer.count_dense(reason)
+    layer.count_dense(runtime.why_held(layer) if reason == HELD else reason)
     return dense()
 
 

@@ -19,6 +19,7 @@ from .schedule import Schedule
 
 logger = logging.get_logger(__name__)
 
+HELD = "held dense"
 KEPT_PLACES = 64
 KEPT_PLANS = 8  # static plans: one per token grid and device, a run needs one or two
 
@@ -35,6 +36,7 @@ class Runtime:
 
     def __init__(self, config: AttentionConfig, schedule: Schedule, impl: str, scheduler: Any = None) -> None:
         self.config, self.schedule, self.impl, self.scheduler = config, schedule, impl, scheduler
+        self.layers: list[Layer] = []
         self.step: tuple[int, int] | None = None
         self.dense_step = False
         self.grid: TokenGrid | None = None
@@ -50,6 +52,8 @@ class Runtime:
         """`step` is `(step, steps)` where known."""
         self.step = step
         self.dense_step = step is not None and self.schedule.is_dense_step(*step)
+        for layer in self.layers:
+            layer.held = self.dense_step or layer.dense or layer.off
         if step is None and not self.schedule.every_step_alike:
             self.say_once(
                 f"the denoising step is not known here, so no step stays dense in spite of {self.schedule}: enable "
@@ -64,19 +68,19 @@ class Runtime:
     def decide(self, layer: Layer, query: Tensor, attn_mask: Any, mask_kind: str) -> tuple[str | None, Tensor | None]:
         """`(None, key mask)`, or `(reason, None)` where the call of a `(B, S, H, D)` query stays dense.
 
-        Read while torch.compile traces: what differs between layers and steps must be bools.
+        Read while torch.compile traces: one bool is all that may differ between layers and steps.
         """
-        if self.dense_step:
-            return "dense step", None
-        if layer.dense:
-            return "dense layer", None
-        if layer.off:
-            return "diffattn was disabled", None
+        if layer.held:
+            return HELD, None
         if self.video is None:
             return self._no_grid, None
         if attn_mask is None:
             return None, None
         return as_key_mask(attn_mask, query.shape[0], query.shape[1], mask_kind)
+
+    def why_held(self, layer: Layer) -> str:
+        """The reason behind `HELD`."""
+        return "dense step" if self.dense_step else "dense layer" if layer.dense else "diffattn was disabled"
 
     def place(self, tokens: int, video: tuple[int, int, int] | None = None, before: int = NONE) -> Placement | str:
         """Where a sequence of so many tokens sits, or why it cannot be sparse; on the grid of this forward."""
