@@ -102,7 +102,7 @@ def forward_tokens(
     log_count: Tensor,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Velocity of noisy `tokens` (B, N, 4 C) at `positions` (N, 3), `timestep` (B,) in [0, 1000]; returns fp32."""
+    """Velocity of noisy `tokens` (B, N, P P C) at `positions` (N, 3), `timestep` (B,) in [0, 1000]; returns fp32."""
     head_dim = model.config.attention_head_dim
     cos, sin = (table.unsqueeze(1).to(dtype) for table in rotary_tables(positions, head_dim))
     weight = model.patch_embedding.weight.permute(0, 2, 3, 4, 1).flatten(1)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 CHANNELS = 6
 LATENTS_MEAN = [0.0] * 6
 LATENTS_STD = [0.7] * 3 + [0.15] * 3
-REFERENCE_GRID = (9, 16, 16)
+PATCH = 4
+REFERENCE_GRID = (9, 8, 8)
 
 
 def analytic_latents(video: torch.Tensor) -> torch.Tensor:
@@ -34,14 +35,14 @@ def normalise(latents: torch.Tensor) -> torch.Tensor:
 
 
 def to_tokens(latents: torch.Tensor) -> torch.Tensor:
-    """(B, C, T, H, W) -> (B, T * H/2 * W/2, 4 C), each token ordered (row, column, channel)."""
+    """(B, C, T, H, W) -> (B, T * H/P * W/P, P P C) for patches of P x P, each ordered (row, column, channel)."""
     batch, channels, frames, height, width = latents.shape
-    patches = latents.view(batch, channels, frames, height // 2, 2, width // 2, 2)
-    return patches.permute(0, 2, 3, 5, 4, 6, 1).reshape(batch, -1, 4 * channels)
+    patches = latents.view(batch, channels, frames, height // PATCH, PATCH, width // PATCH, PATCH)
+    return patches.permute(0, 2, 3, 5, 4, 6, 1).reshape(batch, -1, PATCH * PATCH * channels)
 
 
 def positions(grid: tuple[int, int, int]) -> torch.Tensor:
-    """(T * H * W, 3): where each token's centre lies on the reference grid of 9 x 16 x 16 tokens.
+    """(T * H * W, 3): where each token's centre lies on the reference grid of 9 x 8 x 8 tokens.
 
     On that grid itself these are the integers that WanRotaryPosEmbed uses; coarser grids get fractional
     positions that span the same range, so that what is learned there carries over.

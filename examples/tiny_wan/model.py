@@ -9,7 +9,7 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipe
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from examples.tiny_wan.latents import CHANNELS
+from examples.tiny_wan.latents import CHANNELS, PATCH
 from examples.tiny_wan.scenes import WORDS
 
 SPECIAL = ("<pad>", "</s>", "<unk>")
@@ -74,7 +74,7 @@ def _point_heads(attention: torch.nn.Module, heads: tuple) -> None:
 def build_transformer() -> WanTransformer3DModel:
     """6 layers of 4 heads x 32: 1.76 M parameters."""
     model = WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=4, attention_head_dim=32, in_channels=CHANNELS,
+        patch_size=(1, PATCH, PATCH), num_attention_heads=4, attention_head_dim=32, in_channels=CHANNELS,
         out_channels=CHANNELS, text_dim=TEXT_DIM, freq_dim=128, ffn_dim=512, num_layers=6, rope_max_seq_len=256,
     )  # fmt: skip
     torch.nn.init.zeros_(model.proj_out.weight)

@@ -88,17 +88,17 @@ _TRAIN = tuple(combinations(held_out=False))
 def sample_scene(rng: np.random.Generator, attributes: tuple[str, str, str, str] | None = None) -> Scene:
     """Draw a scene; `attributes` fixes what the caption says, the default draws a training combination."""
     shape, colour, motion, background = attributes or _TRAIN[rng.integers(len(_TRAIN))]
-    radius, travel = rng.uniform(0.16, 0.22), rng.uniform(0.34, 0.48)
-    start = [rng.uniform(0.32, 0.68), rng.uniform(0.32, 0.68)]
+    radius, travel = rng.uniform(0.18, 0.22), rng.uniform(0.42, 0.48)
+    start = [rng.uniform(0.44, 0.56), rng.uniform(0.44, 0.56)]
     for axis, direction in enumerate(MOTIONS[motion]):
         if direction:
             slack = (1 - travel) / 2 - radius - 0.02
             start[axis] = 0.5 - direction * travel / 2 + rng.uniform(-1, 1) * max(slack, 0.0)
-    tilt, angle = rng.uniform(0, 0.35), rng.uniform(0, 2 * math.pi)
+    tilt, angle = rng.uniform(0, 0.2), rng.uniform(0, 2 * math.pi)
     gradient = (tilt * math.cos(angle), tilt * math.sin(angle))
     turn = rng.uniform(0, math.pi)
     cycles = rng.uniform(1.0, 3.0)
-    wave = (rng.uniform(0, 0.12), cycles * math.cos(turn), cycles * math.sin(turn), rng.uniform(0, 1))
+    wave = (rng.uniform(0, 0.06), cycles * math.cos(turn), cycles * math.sin(turn), rng.uniform(0, 1))
     return Scene(colour, shape, motion, background, radius, (start[0], start[1]), travel, gradient, wave)
 
 
