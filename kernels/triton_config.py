@@ -12,12 +12,13 @@ import torch
 
 
 class Launch(NamedTuple):
-    """Rows of a query block and of a key step, and the resources of one program."""
+    """Rows of a query block and of a key step, the resources of one program, and whether some warps only load."""
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
+    specialized: bool = False
 
     def options(self) -> dict:
         """Compiler options; the default of FP fusion changes with the Triton release, so it is spelt out."""
@@ -52,6 +53,19 @@ FORWARD = {
         256: (Launch(64, 32, 4, 2),),
     },
 }
+# Warp-specialised forms of the forward kernel; the compiler adds the loading warps to `num_warps`. They take the place
+# of the plain ones on SPECIALIZED_ON, the architectures where they were measured to be faster: none yet.
+SPECIALIZED = {
+    "sm_90": {
+        64: (Launch(128, 128, 4, 2, True), Launch(128, 64, 4, 3, True), Launch(64, 64, 4, 2, True)),
+        128: (Launch(128, 128, 4, 2, True), Launch(128, 64, 4, 3, True), Launch(64, 64, 4, 2, True)),
+    },
+    "sm_100": {
+        64: (Launch(128, 128, 8, 2, True), Launch(128, 64, 8, 3, True)),
+        128: (Launch(128, 128, 8, 2, True), Launch(128, 64, 8, 3, True)),
+    },
+}
+SPECIALIZED_ON: frozenset[str] = frozenset()
 # Gradients hold more rows in registers: two operands and one sum for dq, two and two for dk and dv, whose block_m are
 # rows of queries, read by the step, and block_n keys.
 DQ = {
@@ -130,6 +144,17 @@ def launch_for(arch: str, dim: int, itemsize: int, block_q: int, tile: int, kern
         if launch.block_m <= rows and (launch.block_n <= 64 or tile % launch.block_n == 0):
             return launch
     return smallest._replace(block_m=min(smallest.block_m, rows))
+
+
+def specialized_for(arch: str, dim: int, itemsize: int, block_q: int, tile: int) -> Launch | None:
+    """The widest warp-specialised launch whose blocks fill the tiles exactly, None if there is none."""
+    table = SPECIALIZED.get(arch, {}) if itemsize == 2 else {}
+    fitting = (
+        launch
+        for launch in table.get(max(64, _next_power_of_2(dim)), ())
+        if block_q % launch.block_m == 0 and tile % launch.block_n == 0
+    )
+    return next(fitting, None)
 
 
 def _next_power_of_2(number: int) -> int:

@@ -25,7 +25,8 @@ from .triton_common import (
     strides,
     weighted_levels,
 )
-from .triton_config import architecture, launch_for
+from .triton_config import SPECIALIZED_ON, Launch, architecture, launch_for, specialized_for
+from .triton_specialized import run_specialized, suits
 
 
 @triton.jit
@@ -153,24 +154,39 @@ class _TritonAttention(torch.autograd.Function):
         return *grads, None, None
 
 
-def run_forward(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
-    """`forward` of tensors whose last dim is contiguous, without a gradient."""
+def run_forward(
+    query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float, launch: Launch | None = None
+) -> tuple[Tensor, Tensor]:
+    """`forward` of tensors whose last dim is contiguous, without a gradient.
+
+    Args:
+        launch ([`Launch`], *optional*): in place of the one from the table; a specialised one falls back to the plain
+            kernel where the tensors do not suit.
+    """
     if scale < 0:  # the kernel takes the row maximum before scaling
         query, scale = -query, -scale
     batch, heads, rows, dim = query.shape
     out = torch.empty_like(query)
     lse = torch.empty(batch, heads, rows, dtype=torch.float32, device=query.device)
     tiles = tuple(lists.tile for lists in plan.lists)
-    launch = launch_for(architecture(query.device), dim, query.element_size(), plan.block_q, max(tiles))
-    order = launch_order(plan).expand(batch, heads, -1)
     logw = plan.kv_logw.expand(batch, key.shape[1], -1)
-    grid = (rows // plan.block_q * triton.cdiv(plan.block_q, launch.block_m), heads, batch)
+    weighted = weighted_levels(plan)
     # The interpreter multiplies the bit patterns of bfloat16.
     upcast = not compiles(attention_kernel)
+    at = (architecture(query.device), dim, query.element_size(), plan.block_q, max(tiles))
+    if launch is None and at[0] in SPECIALIZED_ON:
+        launch = specialized_for(*at)
+    if launch is not None and launch.specialized and suits(launch, query, key, value, logw, plan):
+        run_specialized(launch, query, key, value, logw, out, lse, plan, weighted[0], scale, upcast)
+        return out, lse
+    if launch is None or launch.specialized:
+        launch = launch_for(*at)
+    order = launch_order(plan).expand(batch, heads, -1)
+    grid = (rows // plan.block_q * triton.cdiv(plan.block_q, launch.block_m), heads, batch)
     attention_kernel[grid](
         query, key, value, logw, out, lse, order, level_arguments(plan, batch, heads),
         *strides(query, key, value, logw, out, order), scale / math.log(2), heads // key.shape[1], rows,
-        **query_constants(dim, plan.block_q, tiles, weighted_levels(plan), launch, upcast),
+        **query_constants(dim, plan.block_q, tiles, weighted, launch, upcast),
         **launch.options(),
     )  # fmt: skip
     return out, lse

@@ -1,6 +1,7 @@
-"""Random plans, inputs for them, and the same attention as one masked softmax in plain torch."""
+"""Random plans, inputs for them, and the same attention as one masked softmax in plain torch, for error budgets."""
 
 import torch
+from diffattn.kernels.attend import attend
 from diffattn.kernels.plan import Plan, TileList
 from diffattn.kernels.rows import build_pyramid, gather_rows, scatter_rows
 
@@ -50,3 +51,27 @@ def plain(query, key, value, plan, scale):
     lse = scores.logsumexp(-1)
     probs = (scores - lse.where(lse > -torch.inf, 0)[..., None]).exp().to(value.dtype)
     return scatter_rows((probs.to(wide) @ values.to(wide)).to(query.dtype), lse, plan)
+
+
+def assert_accurate(plan, query, key, value, scale=None):
+    """The error of the kernel is at most twice that of plain torch in the same dtype, plus two last places.
+
+    The interpreter cuts bfloat16 off where a GPU rounds, which alone doubles an error of half a unit.
+    """
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    out, lse = attend(query, key, value, plan, scale=scale, impl="triton", return_lse=True)
+    exact, exact_lse = attend(
+        query.double(), key.double(), value.double(), plan, scale=scale, impl="reference", return_lse=True
+    )
+    near, near_lse = plain(query, key, value, plan, scale)
+    assert out.dtype == query.dtype and lse.dtype == torch.float32
+    empty = exact_lse == -torch.inf
+    assert torch.equal(lse == -torch.inf, empty)
+    assert not out.transpose(1, 2)[empty].any()
+    for name, got, torch_got, want in (
+        ("out", out, near, exact),
+        ("lse", *(x.masked_fill(empty, 0) for x in (lse, near_lse, exact_lse))),
+    ):
+        error, torch_error = ((x.double() - want).abs().max() for x in (got, torch_got))
+        budget = 2 * torch_error + 2 * torch.finfo(got.dtype).eps * want.abs().max().clamp(min=1)
+        assert error <= budget, f"{name}: error {error:.2e}, budget {budget:.2e}"
