@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
+
 _numbers = itertools.count()
 _processors: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
@@ -61,7 +63,8 @@ def _gradients(
     scale: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value; the forward is run again."""
-    with torch.enable_grad():
+    # an operator runs below autograd, which has to be let in again
+    with torch.enable_grad(), torch._C._SetExcludeDispatchKeyGuard(AUTOGRAD, False):
         leaves = [tensor.detach().requires_grad_() for tensor in (query, key, value)]
         processor = _processors[int(number)]
         placement = processor.runtime.place(query.shape[1], tuple(grid[:3]), grid[3])
@@ -69,7 +72,7 @@ def _gradients(
             out = _dense(*leaves, key_mask, scale)
         else:
             out = processor.runtime.run(processor.layer, *leaves, placement, key_mask, scale)
-    return tuple(part.contiguous() for part in torch.autograd.grad(out, leaves, grad))
+        return tuple(part.contiguous() for part in torch.autograd.grad(out, leaves, grad))
 
 
 @_gradients.register_fake

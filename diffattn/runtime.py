@@ -45,7 +45,8 @@ class Runtime:
         self._no_grid = "the transformer was not entered through its forward"
         self._places: dict[Any, Placement | str] = {}
         self._plans: dict[Any, Plan] = {}
-        self._masked: tuple[Any, Plan, Plan] | None = None
+        self._known_mask: tuple[Tensor, tuple, tuple[str | None, Tensor | None]] | None = None
+        self._masked: tuple[Plan, Tensor, Plan] | None = None
         self._said: set[str] = set()
 
     def begin_step(self, step: tuple[int, int] | None) -> None:
@@ -76,7 +77,9 @@ class Runtime:
             return self._no_grid, None
         if attn_mask is None:
             return None, None
-        return as_key_mask(attn_mask, query.shape[0], query.shape[1], mask_kind)
+        if torch.compiler.is_compiling():
+            return as_key_mask(attn_mask, query.shape[0], query.shape[1], mask_kind)
+        return self._key_mask(attn_mask, query, mask_kind)
 
     def why_held(self, layer: Layer) -> str:
         """The reason behind `HELD`."""
@@ -133,14 +136,23 @@ class Runtime:
             plan = self._plans[at] = roll_plan(plan, shift)
         return plan
 
+    def _key_mask(self, mask: Any, query: Tensor, kind: str) -> tuple[str | None, Tensor | None]:
+        """`as_key_mask`, the last answer kept: all layers of a forward are given the same tensor."""
+        if not isinstance(mask, Tensor) or mask.is_inference():  # these do not count their changes
+            return as_key_mask(mask, query.shape[0], query.shape[1], kind)
+        known = self._known_mask
+        if known is None or known[0] is not mask or known[1] != (mask._version, query.shape[:2], kind):
+            found = as_key_mask(mask, query.shape[0], query.shape[1], kind)
+            known = self._known_mask = (mask, (mask._version, query.shape[:2], kind), found)
+            self._masked = None
+        return known[2]
+
     def _mask(self, plan: Plan, key_mask: Tensor) -> Plan:
-        """The plan with a key mask; the last one is kept, because all layers of a forward have the same."""
-        if key_mask.is_inference():  # these do not count their changes
-            return plan.with_key_mask(key_mask)
-        at = (id(plan), key_mask.data_ptr(), key_mask.shape, key_mask.stride(), key_mask._version)
-        if self._masked is None or self._masked[0] != at:
-            self._masked = (at, plan, plan.with_key_mask(key_mask))
-        return self._masked[2]
+        """The plan with a key mask, the last one kept."""
+        known = self._masked
+        if known is None or known[0] is not plan or known[1] is not key_mask:
+            known = self._masked = (plan, key_mask, plan.with_key_mask(key_mask))
+        return known[2]
 
     def _warn_if_all(self, plan: Plan, grid: TokenGrid) -> None:
         if plan.density < 1 - 1e-9 or getattr(self.config, "density", None) == 1:

@@ -1,0 +1,106 @@
+"""torch.compile in its three forms: whole graphs, few of them, and the eager result."""
+
+import pytest
+import torch
+
+import diffattn
+from diffattn import Schedule
+from diffattn.compiled import compiled_attention
+from diffattn.hook import find_hook
+
+from .builders import case
+from .own_block import OwnBlockConfig
+
+SCHEDULE = Schedule(dense_start=2, dense_layers=1)
+STEPS = 3
+
+
+class Counting:
+    """Dynamo backend that runs graphs as they are and counts them."""
+
+    def __init__(self):
+        self.graphs = 0
+
+    def __call__(self, module, inputs):
+        self.graphs += 1
+        return module.forward
+
+
+def whole(model, backend):
+    model.compile(backend=backend, fullgraph=True)
+    return model
+
+
+def wrapped(model, backend):
+    return torch.compile(model, backend=backend, fullgraph=True)
+
+
+def repeated(model, backend):
+    model.compile_repeated_blocks(backend=backend, fullgraph=True)
+    return model
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def with_layers(name, **layers):
+    made = case(name)
+    return type(made)(**{**vars(made), "config": {**made.config, **layers}})
+
+
+def steps(at, model):
+    """Outputs of a denoising run, each under the context that a pipeline gives."""
+    outputs = []
+    for step in range(STEPS):
+        with model.cache_context("cond", step_index=step, num_inference_steps=STEPS):
+            outputs.append(at.run(model))
+    return torch.stack(outputs)
+
+
+def calls(model):
+    return [layer.sparse_calls for m in diffattn.summary(model).models for layer in m.layers]
+
+
+@pytest.mark.parametrize(
+    "at, form, graphs",
+    [
+        (with_layers("Wan"), whole, 2),
+        (with_layers("Wan"), wrapped, 2),
+        # more layers than Dynamo is willing to make graphs for
+        (with_layers("Wan", num_layers=10), repeated, 2),
+        # two kinds of blocks, the patch embedding and the token refiner
+        (with_layers("HunyuanVideo"), repeated, 8),
+        (with_layers("Flux"), repeated, 4),
+    ],
+    ids=["Wan-whole", "Wan-wrapped", "Wan-repeated", "HunyuanVideo-repeated", "Flux-repeated"],
+)
+def test_compiled_runs_are_the_eager_run(at, form, graphs):
+    model = at.build()
+    diffattn.enable(model, OwnBlockConfig(), schedule=SCHEDULE)
+    wanted = steps(at, model)
+    eager, backend = calls(model), Counting()
+    assert eager[0] == 0 and set(eager[1:]) == {STEPS - 2}
+    compiled = form(model, backend)
+    torch.testing.assert_close(steps(at, compiled), wanted, rtol=0, atol=1e-6)
+    assert calls(model) == [2 * count for count in eager]
+    assert 1 < backend.graphs <= graphs
+
+
+def test_gradients_of_the_operator_are_those_of_the_eager_call():
+    at = case("Wan")
+    model = at.build()
+    diffattn.enable(model, OwnBlockConfig(), schedule=Schedule(dense_start=0, dense_layers=0))
+    at.run(model)
+    processor = find_hook(model).served[0][1]
+    runtime = processor.runtime
+    inputs = [torch.randn(2, 72, 2, 16, requires_grad=True) for _ in range(3)]
+    eager = runtime.run(processor.layer, *inputs, runtime.place(72), None, None)
+    compiled = compiled_attention(*inputs, None, processor.number, [*at.grid, runtime.before], None)
+    grad = torch.randn(2, 72, 2, 16)
+    assert torch.equal(compiled, eager)
+    wanted = torch.autograd.grad(eager, inputs, grad)
+    assert all(torch.equal(got, exact) for got, exact in zip(torch.autograd.grad(compiled, inputs, grad), wanted))
