@@ -15,11 +15,12 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
-from diffattn.kernels.triton_config import ARCHITECTURES, Launch, launch_for
+from diffattn.kernels.triton_config import ARCHITECTURES
+
+from benchmarks.compile_cases import Case, cases, divisible, kernel_of, signature_of
 
 # Bytes that one block may use: CUDA C++ Programming Guide, "Compute Capabilities"; LDS of CDNA3.
 SHARED_LIMIT = {"sm_80": 163 << 10, "sm_86": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
@@ -29,33 +30,13 @@ MMA = {
     "UTCHMMA (tcgen05)": r"\bUTC\w*MMA\b",
     "MFMA": r"\bv_mfma_\w+",
 }
-KERNELS = ("forward", "dq", "dkv")
-STRIDES = ("i64",) * 3
-LEVEL = ("*i32", STRIDES, "*i32", STRIDES, "i32")
-TYPES = {
-    "scale": "fp32", "group": "i32", "rows": "i32", "start": "i32", "level_rows": "i32", "order": "*i32",
-    "first": "*i64", "counts": "*i32", "visitors": "*i32", "bits": "*i64",
-} | dict.fromkeys(("logw", "lse", "grad_lse", "delta"), "*fp32")  # fmt: skip
-# Arguments that nothing is known about; the launcher finds the rest to be multiples of 16.
-ODD = {"group", "logw_strides", "order_strides", "lists_strides"}
+INTRODUCTION = """# What the compiler makes of the Triton kernels
 
+`python -m benchmarks.compile_report`, triton {}, no GPU. Registers of a thread, bytes that a thread spills, bytes of
+shared memory of a block, matrix instructions and TMA loads in the code. `specialized` is the warp-specialised forward
+kernel, which is not launched by default; all have log-weights, the general case.
 
-class Case(NamedTuple):
-    """One specialisation of a kernel."""
-
-    kernel: str
-    arch: str
-    dim: int
-    dtype: str
-    block_q: int
-    tiles: tuple[int, ...]
-    chosen: Launch | None = None
-
-    @property
-    def launch(self) -> Launch:
-        """The launch that the table gives it."""
-        itemsize = 4 if self.dtype == "fp32" else 2
-        return self.chosen or launch_for(self.arch, self.dim, itemsize, self.block_q, max(self.tiles), self.kernel)
+"""
 
 
 class Result(NamedTuple):
@@ -65,26 +46,12 @@ class Result(NamedTuple):
     spilled: int
     shared: int
     mma: dict[str, int]
+    tma: int
 
     def problems(self, case: Case) -> list[str]:
         """Why this launch is no good, empty if it is."""
         over = self.shared > SHARED_LIMIT[case.arch]
         return ["spills"] * (self.spilled > 0) + [f"shared memory over {SHARED_LIMIT[case.arch]}"] * over
-
-
-def cases(archs: list[str], quick: bool = False) -> Iterator[Case]:
-    """Every launch of the table once, with the plan that asks most of it; `quick`: one for each architecture."""
-    for arch in archs:
-        if quick:
-            yield Case("forward", arch, 128, "bf16", 128, (64,))
-            continue
-        for kernel in KERNELS:
-            yield from (Case(kernel, arch, 64, "bf16", *plan) for plan in ((128, (64,)), (64, (64,))))
-            yield from (Case(kernel, arch, 128, "bf16", *plan) for plan in ((128, (128,)), (128, (64,)), (64, (64,))))
-            yield Case(kernel, arch, 256, "bf16", 128, (64,))
-            # tiles of 16 rows are packed
-            yield Case(kernel, arch, 128, "bf16", 128, (16,) if kernel == "dkv" else (64, 16, 4))
-            yield from (Case(kernel, arch, dim, "fp32", 64, (64,)) for dim in (64, 128, 256))
 
 
 def compile_case(case: Case) -> Result:
@@ -93,49 +60,17 @@ def compile_case(case: Case) -> Result:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    kernel, constants = _kernel(case)
-    signature = _signature(case, kernel.arg_names, constants)
-    source = ASTSource(kernel, signature, constants, _divisible(signature))
+    kernel, constants = kernel_of(case)
+    signature = signature_of(case, kernel.arg_names, constants)
+    source = ASTSource(kernel, signature, constants, divisible(signature))
     hip = case.arch.startswith("gfx")
     target = GPUTarget("hip", case.arch, 64) if hip else GPUTarget("cuda", int(case.arch[3:]), 32)
     kernel = compile(source, target=target, options=case.launch.options())
     assembly = kernel.asm["amdgcn"] if hip else _disassemble(kernel.asm["cubin"])
     mma = {name: len(re.findall(pattern, assembly)) for name, pattern in MMA.items()}
     registers, spilled = (_amd_resources if hip else _nvidia_resources)(assembly)
-    return Result(registers, spilled, kernel.metadata.shared, {name: count for name, count in mma.items() if count})
-
-
-def _kernel(case: Case) -> tuple:
-    from diffattn.kernels import triton_dkv, triton_dq, triton_forward
-    from diffattn.kernels.triton_common import query_constants
-
-    if case.kernel == "dkv":
-        constants = triton_dkv.key_constants(case.dim, case.block_q, case.tiles[0], True, case.launch)
-        return triton_dkv.key_gradient_kernel, constants
-    constants = query_constants(case.dim, case.block_q, case.tiles, (True,) * len(case.tiles), case.launch)
-    kernels = {"forward": triton_forward.attention_kernel, "dq": triton_dq.query_gradient_kernel}
-    return kernels[case.kernel], constants
-
-
-def _signature(case: Case, names: list[str], constants: dict) -> dict:
-    rows = ("query", "key", "value", "out")
-    types = {name: f"*{case.dtype}" for name in (*rows, *(f"grad_{row}" for row in rows))}
-    types |= TYPES | {"levels": (LEVEL,) * len(case.tiles)} | dict.fromkeys(constants, "constexpr")
-    return {name: types.get(name, STRIDES) for name in names}
-
-
-def _divisible(signature: dict) -> dict[tuple[int, ...], list]:
-    """What the launcher finds out about real tensors: pointers, first rows and strides are multiples of 16."""
-
-    def paths(kind, at):
-        if isinstance(kind, tuple):
-            for index, inner in enumerate(kind):
-                yield from paths(inner, (*at, index))
-        elif kind.startswith("*") or kind in ("i32", "i64"):
-            yield at
-
-    found = (paths(kind, (index,)) for index, (name, kind) in enumerate(signature.items()) if name not in ODD)
-    return {path: [["tt.divisibility", 16]] for some in found for path in some if len(path) < 4}
+    mma = {name: count for name, count in mma.items() if count}
+    return Result(registers, spilled, kernel.metadata.shared, mma, len(re.findall(r"\bUTMALDG\b", assembly)))
 
 
 def _disassemble(cubin: bytes) -> str:
@@ -162,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     """Compile, print, and say whether every launch is sound."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--arch", nargs="+", choices=ARCHITECTURES, default=["sm_80", "sm_90", "sm_100"])
-    parser.add_argument("--quick", action="store_true", help="one launch for each architecture")
+    parser.add_argument("--quick", action="store_true", help="one launch of the forward kernel, and of all on sm_90")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     todo = list(cases(args.arch, args.quick))
@@ -172,26 +107,27 @@ def main(argv: list[str] | None = None) -> int:
     else:
         results = [(case, compile_case(case)) for case in todo]
     rows = [_row(case, result) for case, result in results]
-    print(json.dumps(rows, indent=1) if args.json else _table(rows))
+    print(json.dumps(rows, indent=1) if args.json else _markdown(rows))
     return int(any(row["problems"] for row in rows))
 
 
 def _row(case: Case, result: Result) -> dict:
     tiles = "+".join(map(str, case.tiles))
-    launch = "{}x{} w{} s{}".format(*case.launch)
+    launch = "{}x{}, {} warps, {} stages".format(*case.launch[:4])
     return {
         "kernel": case.kernel, "arch": case.arch, "dim": case.dim, "dtype": case.dtype,
         "plan": f"{case.block_q} x {tiles}", "launch": launch,
         "registers": result.registers, "spilled": result.spilled, "shared": result.shared,
-        "mma": ", ".join(f"{count} {name}" for name, count in result.mma.items()) or "none",
+        "mma": ", ".join(f"{count} {name}" for name, count in result.mma.items()) or "none", "tma": result.tma,
         "problems": ", ".join(result.problems(case)),
     }  # fmt: skip
 
 
-def _table(rows: list[dict]) -> str:
-    lines = [list(rows[0]), *(list(map(str, row.values())) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+def _markdown(rows: list[dict]) -> str:
+    from triton import __version__
+
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(map(str, row.values())) for row in rows)]
+    return INTRODUCTION.format(__version__) + "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,10 @@ def test_launches_do_not_spill():
     command = [sys.executable, "-m", "benchmarks.compile_report", "--quick", "--json", "--arch", *MMA]
     run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
-    rows = {row["arch"]: row for row in json.loads(run.stdout)}
-    assert rows.keys() == MMA.keys()
-    for arch, kind in MMA.items():
-        assert rows[arch]["spilled"] == 0 and rows[arch]["problems"] == ""
-        assert rows[arch]["mma"].endswith(f" {kind}")
+    rows = {(row["arch"], row["kernel"]): row for row in json.loads(run.stdout)}
+    kernels = ("forward", "specialized", "dq", "dkv")
+    assert rows.keys() == {(arch, "forward") for arch in MMA} | {("sm_90", kernel) for kernel in kernels}
+    for (arch, kernel), row in rows.items():
+        assert row["spilled"] == 0 and row["problems"] == ""
+        assert row["mma"].endswith(f" {MMA[arch]}")
+        assert (row["tma"] > 0) == (kernel == "specialized")
