@@ -66,6 +66,7 @@ class _TileAttention(torch.autograd.Function):
             logits = ctx.scale * tiles[rows] @ k.mT + _add(_mask(plan, work, chunk, bias))
             probs = (logits - total).exp().to(k.dtype)
             delta = (grad_out[rows] * out[rows]).sum(-1, dtype=lse.dtype) - grad_lse[rows]
+            delta = delta.where(lse[rows] > -torch.inf, 0)
             scores = (probs * (grad_out[rows] @ v.mT - delta[..., None])).to(k.dtype) * ctx.scale
             grad_tiles.index_copy_(0, rows, scores @ k)
             _scatter_add(grad_keys, chunk.visited, scores.mT @ tiles[rows])

@@ -88,7 +88,7 @@ _TRAIN = tuple(combinations(held_out=False))
 def sample_scene(rng: np.random.Generator, attributes: tuple[str, str, str, str] | None = None) -> Scene:
     """Draw a scene; `attributes` fixes what the caption says, the default draws a training combination."""
     shape, colour, motion, background = attributes or _TRAIN[rng.integers(len(_TRAIN))]
-    radius, travel = rng.uniform(0.18, 0.22), rng.uniform(0.42, 0.48)
+    radius, travel = rng.uniform(0.16, 0.20), rng.uniform(0.36, 0.44)
     start = [rng.uniform(0.44, 0.56), rng.uniform(0.44, 0.56)]
     for axis, direction in enumerate(MOTIONS[motion]):
         if direction:

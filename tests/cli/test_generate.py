@@ -4,7 +4,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import imageio.v3 as iio
 import pytest
@@ -118,10 +117,9 @@ def test_another_pipeline_folder_is_loaded(tmp_path, command):
 def test_ctrl_c_leaves_nothing(tmp_path):
     args = [sys.executable, "-m", "diffattn", "generate", PROMPT, "-o", str(tmp_path / "clip.mp4")]
     process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True)
-    for line in iter(lambda: process.stderr.read(1), ""):
-        if line == "%":  # the progress bar is there: denoising has begun
-            break
-    time.sleep(1)
+    said = ""
+    while "/20 [" not in said:  # the bar of the denoising steps
+        said += process.stderr.read(1) or pytest.fail(said)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted, nothing was written" in err

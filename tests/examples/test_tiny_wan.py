@@ -99,7 +99,8 @@ def test_kept_frames_equal_the_full_grids():
 def test_sigmas_cover_the_range():
     sigmas = sample_sigmas(np.random.default_rng(0), 512)
     assert 0 < sigmas.min() < 0.1 and 0.95 < sigmas.max() < 1
-    assert math.isclose(float(sigmas.median()), 0.75, abs_tol=0.05)
+    # 70 % of the draws have median 0.75, 30 % lie above 0.85: half of all are below 0.84
+    assert math.isclose(float(sigmas.median()), 0.84, abs_tol=0.03)
 
 
 @shipped

@@ -89,6 +89,16 @@ def test_gradients_of_out_and_lse(data):
     assert torch.autograd.gradcheck(run, tensors, fast_mode=True)
 
 
+def test_a_token_without_any_key_has_no_gradient():
+    query, key, value = (t.requires_grad_() for t in torch.randn(3, 1, 32, 1, 8).double())
+    lists = (TileList.from_mask(torch.ones(1, 1, 4, 2) > 0, 16),)
+    plan = replace(full_plan(32), lists=lists, q_rows=torch.arange(64)[None, None] % 32, _cache={})
+    out, lse = attend(query, key, value, plan.with_key_mask(torch.zeros(1, 32) > 0), impl="torch", return_lse=True)
+    assert (out == 0).all() and (lse == -torch.inf).all()
+    (out.sum() + lse.where(lse > -torch.inf, 0).sum()).backward()
+    assert all((tensor.grad == 0).all() for tensor in (query, key, value))
+
+
 def full_plan(tokens, tile=16, pools=(1,), rows=None):
     rows = rows or -(-tokens // max(tile, *pools)) * max(tile, *pools)
     order = torch.arange(rows)
