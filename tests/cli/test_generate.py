@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import shutil
@@ -116,7 +117,9 @@ def test_another_pipeline_folder_is_loaded(tmp_path, command):
 
 def test_ctrl_c_leaves_nothing(tmp_path):
     args = [sys.executable, "-m", "diffattn", "generate", PROMPT, "-o", str(tmp_path / "clip.mp4")]
-    process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True)
+    # a shell starts background jobs with SIGINT ignored, and children inherit that
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     said = ""
     while "/20 [" not in said:  # the bar of the denoising steps
         said += process.stderr.read(1) or pytest.fail(said)
