@@ -13,6 +13,7 @@ from .hook import SparseAttentionHook, add_hook, find_hook, remove_hook
 from .kernels.attend import check_impl
 from .layer import Layer
 from .models.adapter import adapter_for, find_adapter, supported_models
+from .parallel import check_parallel
 from .processors import SparseProcessorMixin, set_processor, sparse_processor
 from .runtime import Runtime
 from .schedule import Schedule
@@ -39,6 +40,7 @@ def enable(
     Raises:
         TypeError: `pipe` is neither a pipeline with a supported transformer nor one.
         ValueError: an unknown method or `impl`.
+        NotImplementedError: the transformer runs ring attention.
 
     Example:
 
@@ -53,6 +55,8 @@ def enable(
         raise TypeError(f"schedule must be a diffattn.Schedule, got {type(schedule).__name__}")
     check_impl(impl)
     transformers = find_transformers(pipe)
+    for transformer in transformers:
+        check_parallel(getattr(transformer, "_parallel_config", None))
     runtime = Runtime(config, schedule or Schedule(), impl, scheduler=getattr(pipe, "scheduler", None))
     for transformer in transformers:
         _enable_one(transformer, runtime)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ._compat import dispatch_attention_fn, register_backend, register_processor
-from .compiled import compiled_attention, number_of
+from ._compat import register_backend, register_processor
+from .calls import Call, answer, dispatched, running
+from .compiled import number_of
 from .layer import Layer
 from .models.adapter import Adapter
-from .runtime import HELD, Runtime
+from .parallel import check_parallel, exchanged
+from .runtime import Runtime
 from .seams import seam
 
 
@@ -34,7 +34,7 @@ class SparseProcessorMixin:
 
     @property
     def _attention_backend(self) -> Any:
-        return BACKEND if _running.processor is self else getattr(self.original, "_attention_backend", None)
+        return BACKEND if running.processor is self else getattr(self.original, "_attention_backend", None)
 
     @_attention_backend.setter
     def _attention_backend(self, backend: Any) -> None:
@@ -46,18 +46,12 @@ class SparseProcessorMixin:
 
     @_parallel_config.setter
     def _parallel_config(self, config: Any) -> None:
+        check_parallel(config)
         self.original._parallel_config = config
 
     def __reduce__(self) -> tuple:
         # its class is made at run time, pickle would not find it
         return _restore, (self.original, self.runtime, self.layer, self.adapter.model)
-
-
-class _Running(threading.local):
-    processor: SparseProcessorMixin | None = None
-
-
-_running = _Running()
 
 
 def sparse_processor(original: Any, runtime: Runtime, layer: Layer, adapter: Adapter) -> Any:
@@ -98,11 +92,11 @@ def _sparse_class(cls: type, seam_name: str) -> type:
     # wraps keeps the signature: attention modules drop keyword arguments that a processor does not name
     @functools.wraps(cls.__call__)
     def __call__(self, *args, **kwargs):
-        outer, _running.processor = _running.processor, self
+        outer, running.processor = running.processor, self
         try:
             return run(self, args, kwargs)
         finally:
-            _running.processor = outer
+            running.processor = outer
 
     sparse = type(f"Sparse{cls.__name__}", (SparseProcessorMixin, cls), {"__call__": __call__})
     register_processor(sparse, like=cls)
@@ -110,34 +104,10 @@ def _sparse_class(cls: type, seam_name: str) -> type:
 
 
 def _attend(
-    processor: SparseProcessorMixin,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    dense: Callable[[], Tensor],
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    parallel_config: Any = None,
+    processor: SparseProcessorMixin, query: Tensor, key: Tensor, value: Tensor, dense: Callable[[], Tensor], **options
 ) -> Tensor:
-    """query, key, value `(B, S, H, D)`, sparse, or `dense()` as the runtime says."""
-    runtime, layer = processor.runtime, processor.layer
-    reason, key_mask = _unserved(query, key, dropout_p, is_causal, parallel_config), None
-    if reason is None:
-        reason, key_mask = runtime.decide(layer, query, attn_mask, processor.adapter.mask)
-    if torch.compiler.is_compiling():
-        if reason is None:
-            number, grid = processor.number, [*runtime.video, runtime.before]
-            return compiled_attention(query, key, value, key_mask, number, grid, scale)
-        return dense()
-    if reason is None:
-        placement = runtime.place(query.shape[1])
-        if not isinstance(placement, str):
-            return runtime.run(layer, query, key, value, placement, key_mask, scale)
-        reason = placement
-    layer.count_dense(runtime.why_held(layer) if reason == HELD else reason)
-    return dense()
+    """What a seam calls: query, key, value `(B, S, H, D)`."""
+    return answer(processor, Call(query, key, value, **options), dense)
 
 
 def _backend(
@@ -152,38 +122,8 @@ def _backend(
     _parallel_config: Any = None,
 ) -> Tensor:
     """What diffusers' dispatcher calls: query, key, value `(B, S, H, D)`."""
-    processor = _running.processor
-
-    def dense() -> Tensor:
-        return dispatch_attention_fn(
-            query,
-            key,
-            value,
-            attn_mask=attn_mask,
-            dropout_p=dropout_p,
-            is_causal=is_causal,
-            scale=scale,
-            enable_gqa=enable_gqa,
-            backend=getattr(processor.original, "_attention_backend", None) or processor.outer_backend,
-            parallel_config=_parallel_config,
-        )
-
-    return _attend(
-        processor, query, key, value, dense, attn_mask, dropout_p, is_causal, scale, parallel_config=_parallel_config
-    )
-
-
-def _unserved(query: Tensor, key: Tensor, dropout_p: float, is_causal: bool, parallel_config: Any) -> str | None:
-    """Why this call cannot be sparse, whatever the plan."""
-    if query.shape[1] != key.shape[1]:
-        return "query and key sequences differ"
-    if is_causal:
-        return "causal attention"
-    if dropout_p:
-        return "attention dropout"
-    if parallel_config is not None:
-        return "context parallelism"
-    return None
+    call = Call(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    return dispatched(running.processor, call) if _parallel_config is None else exchanged(call, _parallel_config)
 
 
 BACKEND = register_backend("diffattn", _backend)

@@ -33,6 +33,8 @@ class Adapter:
             function, called with `(B, H, S, D)`.
         mask (`str`, *optional*, defaults to `"keys"`): what a boolean mask means: `"keys"` that nobody sees,
             the outer `"product"` of such a mask with itself, or samples `"packed"` at different places.
+        shards (`str`, *optional*, defaults to `"unknown"`): how context parallelism cuts a sequence that has other
+            tokens: `"whole"`, or text and visual tokens each on their own, as `"streams"`.
         processor (`Callable`, *optional*): from the model's processor class to a subclass to run in its stead.
     """
 
@@ -42,6 +44,7 @@ class Adapter:
     others: str | Callable[[nn.Module, dict], int] = "none"
     seam: str = "backend"
     mask: str = "keys"
+    shards: str = "unknown"
     processor: Callable[[type], type] | None = None
 
     def tokens_before(self, model: nn.Module, inputs: dict) -> int:

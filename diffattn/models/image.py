@@ -37,7 +37,13 @@ SD3 = register(
     Adapter("SD3Transformer2DModel", Blocks(transformer_blocks="attn attn2"), image_grid, others="after", seam="sdpa")
 )
 QWEN_IMAGE = register(
-    Adapter("QwenImageTransformer2DModel", Blocks(transformer_blocks="attn"), _qwen_grid, others=text_tokens)
+    Adapter(
+        "QwenImageTransformer2DModel",
+        Blocks(transformer_blocks="attn"),
+        _qwen_grid,
+        others=text_tokens,
+        shards="streams",
+    )
 )
 Z_IMAGE = register(Adapter("ZImageTransformer2DModel", Blocks(layers="attention"), _z_image_grid, others="after"))
 LUMINA_2 = register(

@@ -14,4 +14,4 @@ CHRONO_EDIT = register(Adapter("ChronoEditTransformer3DModel", ATTENTION, video_
 SKYREELS_V2 = register(Adapter("SkyReelsV2Transformer3DModel", ATTENTION, video_grid))
 ANYFLOW = register(Adapter("AnyFlowTransformer3DModel", ATTENTION, frames_first_grid))
 # history goes before the frames to be made
-HELIOS = register(Adapter("HeliosTransformer3DModel", ATTENTION, video_grid, others="before"))
+HELIOS = register(Adapter("HeliosTransformer3DModel", ATTENTION, video_grid, others="before", shards="whole"))

@@ -10,7 +10,7 @@ import diffattn
 from diffattn import PyramidConfig, RadialConfig, Schedule, TokenGrid
 from diffattn.masks import as_key_mask
 from diffattn.models.table import support_table
-from diffattn.placement import WHERE, Placement, place, roll_plan, roll_tokens
+from diffattn.placement import WHERE, Placement, in_grid_order, place, reorder_plan
 
 from .builders import case
 from .cases import lengths, normal
@@ -118,7 +118,8 @@ def test_methods_that_look_at_queries_get_them_in_the_order_of_the_grid():
     diffattn.enable(model, Looking(), schedule=ALWAYS)
     torch.testing.assert_close(at.run(model), wanted, rtol=0, atol=1e-5)
     assert seen == [(TokenGrid(1, 6, 8, text=27), 75, 75)] * 3
-    query, key = roll_tokens(torch.arange(75).view(1, 75, 1, 1), torch.arange(75).view(1, 75, 1, 1), 7)
+    tokens = torch.arange(75).view(1, 75, 1, 1)
+    query, key = in_grid_order(tokens, tokens, place((1, 6, 8), 7, 75).order())
     assert query.flatten()[[0, 47, 48, 67, 68, 74]].tolist() == [7, 54, 55, 74, 0, 6] and torch.equal(query, key)
 
 
@@ -146,10 +147,18 @@ def test_no_placement(before, tokens, reason):
     assert not isinstance(found, Placement) and reason in found
 
 
-def test_a_rolled_plan_is_the_mask_of_the_sequence():
-    found = place((2, 3, 4), 2, 29)
-    plan = roll_plan(OwnBlockConfig().plan(found.grid), found.shift)
-    assert torch.equal(plan.to_dense_mask()[0, 0], own_block_mask((2, 3, 4), 2, 29))
+@pytest.mark.parametrize("before, tokens", [(2, 29), (5, 29), (0, 29), (0, 24)])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_a_plan_in_the_order_of_the_sequence_is_its_mask(before, tokens, ranks):
+    found = place((2, 3, 4), before, tokens, ranks)
+    plan = reorder_plan(OwnBlockConfig().plan(found.grid), found.order())
+    wanted = own_block_mask((2, 3, 4), before, tokens)
+    if ranks > 1:
+        first = before or 24
+        streams = [torch.arange(tokens)[:first].tensor_split(ranks), torch.arange(tokens)[first:].tensor_split(ranks)]
+        sequence = torch.cat([streams[stream][rank] for rank in range(ranks) for stream in (0, 1)])
+        wanted = wanted[sequence][:, sequence]
+    assert torch.equal(plan.to_dense_mask()[0, 0], wanted)
 
 
 def test_key_masks():
