@@ -110,10 +110,14 @@ class Runtime:
         layer.sparse_calls += 1
         if key_mask is not None:
             plan = self._mask(plan, key_mask)
-        if torch.is_autocast_enabled(query.device.type):
-            dtype = torch.get_autocast_dtype(query.device.type)
-            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-        return attend(query, key, value, plan, scale=scale, impl=self.impl)
+        device = query.device.type
+        if not torch.is_autocast_enabled(device):
+            return attend(query, key, value, plan, scale=scale, impl=self.impl)
+        dtype = torch.get_autocast_dtype(device)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+        # as for torch's own attention: kernels know best what to add up in float32
+        with torch.autocast(device, enabled=False):
+            return attend(query, key, value, plan, scale=scale, impl=self.impl)
 
     def say_once(self, message: str) -> None:
         """Log a warning, the same one only once in the life of this runtime."""
