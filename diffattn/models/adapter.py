@@ -36,6 +36,8 @@ class Adapter:
         shards (`str`, *optional*, defaults to `"unknown"`): how context parallelism cuts a sequence that has other
             tokens: `"whole"`, or text and visual tokens each on their own, as `"streams"`.
         processor (`Callable`, *optional*): from the model's processor class to a subclass to run in its stead.
+        tested (`tuple[str, ...]`, *optional*): what the tests run beside the plain class: variants whose sequences
+            differ, and `"pipeline"`, a complete one.
     """
 
     model: str
@@ -46,6 +48,12 @@ class Adapter:
     mask: str = "keys"
     shards: str = "unknown"
     processor: Callable[[type], type] | None = None
+    tested: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """`"video"` or `"image"`, a grid of one frame."""
+        return "image" if self.model.endswith("2DModel") else "video"
 
     def tokens_before(self, model: nn.Module, inputs: dict) -> int:
         """How many tokens come before the visual ones, as [`placement.place`] takes it."""

@@ -7,7 +7,7 @@ from .grids import frames_first_grid, video_grid
 
 ATTENTION = Blocks(blocks="attn1")
 
-WAN = register(Adapter("WanTransformer3DModel", ATTENTION, video_grid))
+WAN = register(Adapter("WanTransformer3DModel", ATTENTION, video_grid, tested=("pipeline",)))
 VACE = register(Adapter("WanVACETransformer3DModel", Blocks(blocks="attn1", vace_blocks="attn1"), video_grid))
 ANIMATE = register(Adapter("WanAnimateTransformer3DModel", ATTENTION, video_grid))
 CHRONO_EDIT = register(Adapter("ChronoEditTransformer3DModel", ATTENTION, video_grid))

@@ -9,7 +9,6 @@ import torch
 import diffattn
 from diffattn import PyramidConfig, RadialConfig, Schedule, TokenGrid
 from diffattn.masks import as_key_mask
-from diffattn.models.table import support_table
 from diffattn.placement import WHERE, Placement, in_grid_order, place, reorder_plan
 
 from .builders import case
@@ -199,8 +198,3 @@ def test_pyramids_run_on_images():
     sparse = at.run(model)
     assert sparse.isfinite().all() and not torch.equal(sparse, dense)
     assert diffattn.summary(model).density < 1
-
-
-def test_the_table_has_a_row_for_every_class():
-    rows = support_table().splitlines()[2:]
-    assert [row.split("`")[1] for row in rows] == diffattn.models.supported_models()
