@@ -65,6 +65,76 @@ def _lists(model, at, changes):
         return model(**{**at.inputs(), "return_dict": False, **changes})[0]
 
 
+def omni_z_image():
+    """Text, a reference image and the image to make, with features of the reference, in one sequence."""
+    images = [[torch.randn(4, 1, 8, 8), torch.randn(4, 1, 12, 16)] for _ in range(2)]
+    return {
+        "x": images,
+        "t": torch.tensor([0.5, 0.5]),
+        "cap_feats": [[torch.randn(7, 16), torch.randn(5, 16)] for _ in range(2)],
+        "siglip_feats": [[torch.randn(2, 2, 8), None] for _ in range(2)],
+        "image_noise_mask": [[0, 1]] * 2,
+        "return_dict": False,
+    }
+
+
+def test_several_images_in_one_sequence_stay_dense():
+    at = case("ZImage")
+    model = type(at)(**{**vars(at), "config": {**at.config, "siglip_feat_dim": 8}}).build()
+    outputs = []
+    for config in (None, OwnBlockConfig()):
+        if config:
+            diffattn.enable(model, config, schedule=ALWAYS)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            outputs.append(model(**omni_z_image())[0])
+    assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
+    assert dense_reasons(model) == {"several images in one sequence (omni mode)": 2}
+
+
+def test_cached_keys_of_reference_images_stay_dense():
+    """As Flux2KleinKVPipeline does it: the first step stores them, the others read them."""
+    at = case("Flux2-Edit")
+    model = at.build()
+    flux2 = diffusers.models.transformers.transformer_flux2
+    for block in model.transformer_blocks:
+        block.attn.set_processor(flux2.Flux2KVAttnProcessor())
+    for block in model.single_transformer_blocks:
+        block.attn.set_processor(flux2.Flux2KVParallelSelfAttnProcessor())
+
+    def both_steps():
+        torch.manual_seed(1)
+        inputs = {**at.inputs(), "return_dict": False}
+        cut = {name: inputs[name][..., 20:, :] for name in ("hidden_states", "img_ids")}
+        with torch.no_grad():
+            first, cache = model(**inputs, kv_cache_mode="extract", num_ref_tokens=20)
+            return first, model(**{**inputs, **cut}, kv_cache_mode="cached", kv_cache=cache)[0]
+
+    dense = both_steps()
+    diffattn.enable(model, OwnBlockConfig(), schedule=ALWAYS)
+    assert all(torch.equal(a, b) for a, b in zip(both_steps(), dense))
+    # the reference asks itself; text and image ask all, in the first step and from the cache
+    cached = "keys and values of reference images come from a cache"
+    assert dense_reasons(model) == {cached: 3, "query and key sequences differ": 6}
+
+
+def test_the_sparse_attention_of_kandinsky_itself_stays():
+    at = case("Kandinsky5")
+    model = at.build()
+    for block in model.visual_transformer_blocks:
+        block.self_attention.set_attention_backend("flex")
+    every = torch.ones(1, 1, 3, 3, dtype=torch.bool)
+    changes = {
+        "hidden_states": torch.randn(1, 3, 16, 16, 4),
+        "visual_rope_pos": [torch.arange(size) for size in (3, 8, 8)],
+        "sparse_params": {"to_fractal": True, "sta_mask": every, "P": 0.5},
+    }
+    dense = at.run(model, **changes)
+    diffattn.enable(model, OwnBlockConfig(), schedule=ALWAYS)
+    assert torch.equal(at.run(model, **changes), dense)
+    assert dense_reasons(model) == {"tokens in the fractal order of the model's own sparse attention": 2}
+
+
 def test_a_block_causal_mask_stays_dense():
     at = case("SkyReelsV2")
     model = at.build()
