@@ -29,7 +29,10 @@ class Call(NamedTuple):
 
 
 class _Running(threading.local):
-    processor: Any = None
+    """The processor that runs in this thread; set from the start, so that graphs need no guard for its absence."""
+
+    def __init__(self) -> None:
+        self.processor: Any = None
 
 
 running = _Running()
