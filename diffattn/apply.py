@@ -55,7 +55,7 @@ def enable(
     transformers = find_transformers(pipe)
     runtime = Runtime(config, schedule or Schedule(), impl, scheduler=getattr(pipe, "scheduler", None))
     for transformer in transformers:
-        _enable_one(transformer, runtime)
+        serve(transformer, runtime)
 
 
 def disable(pipe: Any) -> None:
@@ -102,7 +102,8 @@ def find_transformers(pipe: Any) -> list[nn.Module]:
     return [unwrap_module(part) for part in found]
 
 
-def _enable_one(transformer: nn.Module, runtime: Runtime) -> None:
+def serve(transformer: nn.Module, runtime: Runtime) -> None:
+    """Put the processors of `runtime` and the hook that tells it of steps into one transformer."""
     adapter = adapter_for(transformer)
     disable(transformer)
     names, served = adapter.attention(transformer), []
