@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from diffattn import attend
 
-from .contenders import CONTENDERS, METHODS, contender
+from .contenders import CONTENDERS, contender
 from .controls import best_tokens, dense
 from .sources import Sample
 
@@ -43,29 +42,24 @@ def relative_error(out: Tensor, exact: Tensor) -> float:
 
 @torch.no_grad()
 def measure(sample: Sample, densities: Iterable[float]) -> list[Result]:
-    """Every contender on one sample: `error`, and for methods `planning`, its time over that of dense attention."""
-    start = time.perf_counter()
+    """The relative output error of every contender on one sample."""
     exact = dense(sample.query, sample.key, sample.value)
-    dense_time = time.perf_counter() - start
-    return [_measure(sample, exact, dense_time, name, density) for density in densities for name in CONTENDERS]
+    return [_measure(sample, exact, name, density) for density in densities for name in CONTENDERS]
 
 
-def _measure(sample: Sample, exact: Tensor, dense_time: float, name: str, density: float) -> Result:
+def _measure(sample: Sample, exact: Tensor, name: str, density: float) -> Result:
     tensors = sample.query, sample.key, sample.value
     if name == ORACLE:
         error = relative_error(best_tokens(*tensors, density), exact)
         return Result(name, density, density, {"error": error}, sample.labels)
-    start = time.perf_counter()
     plan = contender(name, density).plan(sample.grid, sample.query, sample.key, layer=sample.layer)
-    planning = {"planning": (time.perf_counter() - start) / dense_time} if name in METHODS else {}
     error = relative_error(attend(*tensors, plan), exact)
-    return Result(name, density, plan.density, {"error": error, **planning}, sample.labels)
+    return Result(name, density, plan.density, {"error": error}, sample.labels)
 
 
-def mean(results: list[Result], score: str) -> float | None:
-    """Mean of a score over the results that have it."""
-    values = [result.scores[score] for result in results if score in result.scores]
-    return sum(values) / len(values) if values else None
+def mean(results: list[Result], score: str) -> float:
+    """Mean of a score over results."""
+    return sum(result.scores[score] for result in results) / len(results)
 
 
 def grouped(results: list[Result], *labels: str) -> dict[tuple, list[Result]]:

@@ -30,8 +30,7 @@ def study_synthetic(options: argparse.Namespace) -> tuple[list[Result], str]:
     text = (
         f"Random fields of {octaves} octave{'s' * (octaves > 1)} on {grid}, four heads of 64 channels "
         f"(`diffattn.synthetic.structured_qkv`), {_seeds(options)}; mean of the samples, density reached in "
-        f"parentheses.\n\n{report.table(results, 'error')}\n\n{report.findings(results, 'error')}\n\n"
-        f"Planning time, unreliable on a busy machine:\n\n{report.planning_table(results)}\n"
+        f"parentheses.\n\n{report.table(results, 'error')}\n\n{report.findings(results, 'error')}\n"
     )
     return results, text
 

@@ -34,15 +34,6 @@ def table_by(results: list[Result], score: str, label: str, density: float) -> s
     return markdown([f"{score} at {density:g}", *(f"{label} {value}" for value in values)], rows)
 
 
-def planning_table(results: list[Result]) -> str:
-    """Largest mean planning time of each method, over the time of dense attention."""
-    cells = grouped([result for result in results if "planning" in result.scores], "name", "asked")
-    shares: dict[str, float] = {}
-    for (name, _), cell in cells.items():
-        shares[name] = max(shares.get(name, 0.0), mean(cell, "planning"))
-    return markdown(["", "planning / dense"], [[name, f"{share:.1%}"] for name, share in shares.items()])
-
-
 def markdown(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
