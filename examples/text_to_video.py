@@ -103,8 +103,7 @@ def inputs(args: argparse.Namespace, pipe: diffusers.DiffusionPipeline) -> dict:
             raise ValueError(f"{type(pipe).__name__} of --model {args.model} takes no --{name.replace('_', '-')}")
     if "image" in takes and not args.image:
         raise ValueError(f"{type(pipe).__name__} of --model {args.model} makes a video from an image: give --image")
-    image = {"image": load_image(args.image)} if args.image else {}
-    return {**(TINY if args.model == "tiny" else {}), **given, **image}
+    return (TINY if args.model == "tiny" else {}) | given | ({"image": load_image(args.image)} if args.image else {})
 
 
 def main() -> None:
@@ -136,7 +135,8 @@ def main() -> None:
         for index, prompt in mine:
             start = time.perf_counter()
             with one_line(parser, ValueError):
-                frames = pipe(prompt=prompt, generator=torch.Generator("cpu").manual_seed(args.seed), **options).frames[0]
+                seed = torch.Generator("cpu").manual_seed(args.seed)
+                frames = pipe(prompt=prompt, generator=seed, **options).frames[0]
             about = {"prompt": prompt, "seconds": time.perf_counter() - start, "process": state.process_index}
             about |= {"options": vars(args), "attention": diffattn.summary(pipe).to_dict()}
             path = args.output / f"{index:04d}.mp4"
