@@ -13,12 +13,13 @@ from torch.overrides import TorchFunctionMode
 from ._compat import active_backend
 
 Attention = Callable[..., Tensor]
+Dense = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 
 
 class SdpaMode(TorchFunctionMode):
     """Hands every `scaled_dot_product_attention` to `attention(query, key, value, dense, ...)`.
 
-    Tensors are `(B, H, S, D)` outside and `(B, S, H, D)` inside; `dense()` is the call as it was meant.
+    Tensors are `(B, H, S, D)` outside and `(B, S, H, D)` inside; `dense(query, key, value, attn_mask)` is the call as it was meant.
     """
 
     def __init__(self, attention: Attention) -> None:
@@ -29,7 +30,7 @@ class SdpaMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not torch.nn.functional.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        return self._attend(*args, dense=lambda: func(*args, **kwargs), **kwargs)
+        return self._attend(*args, sdpa=func, **kwargs)
 
     def _attend(
         self,
@@ -42,12 +43,17 @@ class SdpaMode(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
         *,
-        dense: Callable[[], Tensor],
+        sdpa: Callable[..., Tensor],
     ) -> Tensor:
+        def dense(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> Tensor:
+            heads_first = (tensor.transpose(1, 2) for tensor in (query, key, value))
+            options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+            return sdpa(*heads_first, attn_mask=attn_mask, **options).transpose(1, 2)
+
         inside = (tensor.transpose(1, 2) for tensor in (query, key, value))
         out = self.attention(
             *inside,
-            lambda: dense().transpose(1, 2),
+            dense,
             attn_mask=attn_mask,
             dropout_p=dropout_p,
             is_causal=is_causal,

@@ -34,6 +34,7 @@ class Adapter:
         mask (`str`, *optional*, defaults to `"keys"`): what a boolean mask means: `"keys"` that nobody sees,
             the outer `"product"` of such a mask with itself, or samples `"packed"` at different places.
         processor (`Callable`, *optional*): from the model's processor class to a subclass to run in its stead.
+        branches (`tuple[str, ...]`, *optional*): lists of blocks beside the main ones, which use what they return.
     """
 
     model: str
@@ -43,6 +44,7 @@ class Adapter:
     seam: str = "backend"
     mask: str = "keys"
     processor: Callable[[type], type] | None = None
+    branches: tuple[str, ...] = ()
 
     def tokens_before(self, model: nn.Module, inputs: dict) -> int:
         """How many tokens come before the visual ones, as [`placement.place`] takes it."""

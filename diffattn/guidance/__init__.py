@@ -1,0 +1,1 @@
+"""Guidance by perturbed attention heads and skipped blocks."""
