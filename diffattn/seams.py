@@ -19,7 +19,8 @@ Dense = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 class SdpaMode(TorchFunctionMode):
     """Hands every `scaled_dot_product_attention` to `attention(query, key, value, dense, ...)`.
 
-    Tensors are `(B, H, S, D)` outside and `(B, S, H, D)` inside; `dense(query, key, value, attn_mask)` is the call as it was meant.
+    Tensors are `(B, H, S, D)` outside and `(B, S, H, D)` inside; `dense(query, key, value, attn_mask)` is
+    the call as it was meant.
     """
 
     def __init__(self, attention: Attention) -> None:

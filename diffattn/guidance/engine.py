@@ -108,7 +108,7 @@ class Perturber:
         with ExitStack() as stack:
             for name in selection.skipped:
                 skip = self._skips.setdefault(name, Skip(self.transformer.get_submodule(name)))
-                stack.enter_context(self._block(name, partial(skip.instead_of, active=selection.samples)))
+                stack.enter_context(self._block(name, partial(skip.instead_of, active=selection.skipping)))
             if first is not None and prefix is not None and self._complete(prefix, first):
                 for name in self.model.blocks[:first]:
                     stack.enter_context(self._block(name, partial(_hand_through, prefix.outputs[name])))
@@ -120,6 +120,13 @@ class Perturber:
                     act = partial(self._perturb, selection, name, known.get(name, iter(())))
                     stack.enter_context(self._processor(name, act))
             yield
+
+    def cost(self, selection: Selection, prefix: Prefix | None = None) -> float:
+        """Blocks that run in a perturbed pass, over all blocks."""
+        first = selection.first_block(self.model)
+        if first is None or prefix is None or not self._complete(prefix, first):
+            return 1.0
+        return 1 - first / len(self.model.blocks)
 
     def image(self, tokens: int) -> tuple[int, int] | None:
         """First and past-the-last row of the visual tokens in a sequence of so many, where known."""

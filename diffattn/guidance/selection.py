@@ -17,14 +17,14 @@ class Selection:
         skipped (`tuple[str, ...]`): blocks that are skipped.
         target (`str`): one of `TARGETS`.
         rows (`str`): one of `ROWS`.
-        samples (`tuple[bool, ...]`, *optional*): the samples that skip; all of them by default.
+        skipping (`tuple[bool, ...]`, *optional*): the samples that skip; all of them by default.
     """
 
     strengths: dict[str, Strengths] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
     target: str = "identity"
     rows: str = "all"
-    samples: tuple[bool, ...] | None = None
+    skipping: tuple[bool, ...] | None = None
 
     def __bool__(self) -> bool:
         return bool(self.strengths or self.skipped)
@@ -36,7 +36,12 @@ class Selection:
             return None
         return min(model.blocks.index(block) for block in touched)
 
-    def before_others(self, samples: int) -> Selection:
-        """For the first samples of a batch only, as many others after them."""
-        strengths = {layer: values.before_others(samples) for layer, values in self.strengths.items()}
-        return replace(self, strengths=strengths, samples=(True,) * samples + (False,) * samples)
+    @property
+    def samples(self) -> int:
+        """For how many samples heads were chosen; 1 where all samples are alike."""
+        return max((strengths.samples for strengths in self.strengths.values()), default=1)
+
+    def beside_others(self, samples: int, first: bool) -> Selection:
+        """For the first, or else the last, half of a batch of twice as many samples."""
+        strengths = {layer: values.beside_others(samples, first) for layer, values in self.strengths.items()}
+        return replace(self, strengths=strengths, skipping=(first,) * samples + (not first,) * samples)

@@ -42,7 +42,7 @@ class Strengths:
             self._made[at] = self.values[:, self.perturbed].to(like)
         return self._made[at]
 
-    def before_others(self, samples: int) -> Strengths:
-        """The same strengths for the first samples of a batch, and 0 for as many after them."""
+    def beside_others(self, samples: int, first: bool) -> Strengths:
+        """The same strengths for the first, or else the last, half of a batch, and 0 for the other half."""
         own = self.values.expand(samples, -1)
-        return Strengths(torch.cat([own, torch.zeros_like(own)]))
+        return Strengths(torch.cat([own, torch.zeros_like(own)] if first else [torch.zeros_like(own), own]))
