@@ -80,7 +80,12 @@ class SparseAttentionHook(ModelHook):
                 f"this {type(module).__name__} is a copy of one that diffattn serves, and diffusers' hooks make such "
                 "a copy run the weights of the original: call diffattn.disable(copy), then diffattn.enable(copy)"
             )
-        lost = [(attention, ours) for attention, ours in self.served if attention.processor is not ours]
+        # while guidance runs a pass, its own processors stand before some of ours
+        lost = [
+            (attention, ours)
+            for attention, ours in self.served
+            if getattr(attention.processor, "sparse", attention.processor) is not ours
+        ]
         if lost:
             attention, ours = lost[0]
             self.runtime.say_once(

@@ -1,4 +1,4 @@
-"""The one formula of guidance, for predictions of any kind that is linear in the clean sample (noise, velocity, x0)."""
+"""The one formula of guidance, for predictions of any kind: noise, velocity or clean sample."""
 
 from __future__ import annotations
 

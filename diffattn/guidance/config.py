@@ -29,9 +29,10 @@ class GuidanceConfig:
             prompt, or, without any extra pass, the one with the negative prompt (`"uncond"`, which has no scale).
         start, stop (`float`, *optional*): part of the steps in which guidance is on.
         rescale (`float`, *optional*, defaults to 0.0): phi, see [`combine`].
-        schedule (`list`, *optional*): `[(when, {"scale": ..., "rescale": ..., "heads": ...}), ...]` or `{when: scale}`;
-            an entry holds until the next. `when` is a step (`int`), a part of the run (`float`), or a noise level.
-        schedule_by (`str`, *optional*, defaults to `"step"`): what `when` is: `"step"`, or `"sigma"`, from high to low.
+        schedule (`list`, *optional*): `[(when, {"scale": ..., "rescale": ..., "heads": ...}), ...]` or
+            `{when: scale}`; an entry holds until the next. `when` is a step (`int`), a part of the run (`float`), or
+            a noise level.
+        schedule_by (`str`, *optional*, defaults to `"step"`): `"step"`, or `"sigma"` for noise levels, from high to low.
     """
 
     scale: float = SCALE
