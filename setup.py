@@ -25,6 +25,7 @@ setup(
         "diffattn",
         "diffattn.assets",
         "diffattn.cli",
+        "diffattn.guidance",
         "diffattn.kernels",
         "diffattn.methods",
         "diffattn.models",
