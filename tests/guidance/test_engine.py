@@ -128,9 +128,8 @@ def test_replay_from_every_block_runs_only_what_follows(run):
         _, prefix = run.recorded(selection)
         whole, ran = run.perturbed(selection), []
         handles = [
-            run.model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: ran.append(name))
-            for layer in run.layers
-            for name in [layer]
+            run.model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name, ran=ran: ran.append(name))
+            for name in run.layers
         ]
         assert torch.equal(run.perturbed(selection, prefix), whole)
         for handle in handles:

@@ -51,7 +51,9 @@ def test_image_rows_leave_the_text_as_it_is(target):
     got = perturb(call, Strengths(STRENGTHS), target, "image")
     close(got, wanted(call, interpolate(STRENGTHS, TARGETS[target], rows)))
     plain = call.run()
-    assert torch.equal(got[:, : IMAGE[0]], plain[:, : IMAGE[0]]) and torch.equal(got[:, IMAGE[1] :], plain[:, IMAGE[1] :])
+    assert torch.equal(got[:, : IMAGE[0]], plain[:, : IMAGE[0]]) and torch.equal(
+        got[:, IMAGE[1] :], plain[:, IMAGE[1] :]
+    )
 
 
 @pytest.mark.parametrize("mask", [None, VALID[:, None, None]], ids=["all", "masked"])
