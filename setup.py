@@ -10,7 +10,7 @@ EXTRAS = {
     "viz": ["matplotlib"],
     "demo": ["gradio>=6"],
     "train": ["peft"],
-    "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "setuptools>=77", "peft"],
+    "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "setuptools>=77", "peft", "torchao"],
 }
 
 setup(
