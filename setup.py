@@ -10,7 +10,10 @@ EXTRAS = {
     "viz": ["matplotlib"],
     "demo": ["gradio>=6"],
     "train": ["peft"],
-    "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "setuptools>=77", "scikit-image", "torchmetrics"],
+    "dev": [
+        *("pytest", "pytest-xdist", "hypothesis", "ruff", "setuptools>=77"),
+        *("peft", "torchao", "scikit-image", "torchmetrics"),
+    ],
 }
 
 setup(
