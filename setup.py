@@ -8,7 +8,7 @@ EXTRAS = {
     "xformers": ["xformers"],
     "metrics": ["torchmetrics"],
     "viz": ["matplotlib"],
-    "demo": ["gradio>=6"],
+    "demo": ["gradio>=6", "matplotlib", "torchmetrics"],
     "train": ["peft"],
     "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "setuptools>=77", "scikit-image", "torchmetrics"],
 }
@@ -25,6 +25,7 @@ setup(
         "diffattn",
         "diffattn.assets",
         "diffattn.cli",
+        "diffattn.demo",
         "diffattn.kernels",
         "diffattn.methods",
         "diffattn.models",
