@@ -4,13 +4,15 @@ from pathlib import Path
 
 from setuptools import setup
 
+DOCS = ["mkdocs<2", "mkdocs-material", "mkdocstrings-python", "nbclient", "ipykernel"]
 EXTRAS = {
     "xformers": ["xformers"],
     "metrics": ["torchmetrics"],
     "viz": ["matplotlib"],
     "demo": ["gradio>=6"],
     "train": ["peft"],
-    "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "setuptools>=77"],
+    "docs": DOCS,
+    "dev": [*DOCS, "pytest", "pytest-xdist", "hypothesis", "ruff", "setuptools>=77"],
 }
 
 setup(
