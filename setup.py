@@ -12,7 +12,7 @@ EXTRAS = {
     "demo": ["gradio>=6"],
     "train": ["peft"],
     "docs": DOCS,
-    "dev": [*DOCS, "pytest", "pytest-xdist", "hypothesis", "ruff", "setuptools>=77"],
+    "dev": [*DOCS, "pytest", "pytest-xdist", "hypothesis", "ruff", "setuptools>=77", "scikit-image", "torchmetrics"],
 }
 
 setup(
@@ -27,6 +27,7 @@ setup(
         "diffattn",
         "diffattn.assets",
         "diffattn.cli",
+        "diffattn.guidance",
         "diffattn.kernels",
         "diffattn.methods",
         "diffattn.models",

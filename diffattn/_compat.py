@@ -4,29 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks._helpers import AttentionProcessorRegistry
-from diffusers.hooks.hooks import StateManager
+from diffusers.hooks._helpers import AttentionProcessorRegistry, TransformerBlockRegistry
+from diffusers.hooks.context_parallel import ContextParallelSplitHook
+from diffusers.hooks.hooks import CacheContext, StateManager, _set_cache_context
 from diffusers.models.attention_dispatch import (
     AttentionBackendName,
     _AttentionBackendRegistry,
     dispatch_attention_fn,
 )
+from diffusers.models.attention_dispatch import _templated_context_parallel_attention as context_parallel_attention
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.utils.torch_utils import unwrap_module
+from torch import nn
 
 __all__ = [
+    "ContextParallelSplitHook",
     "HookRegistry",
     "ModelHook",
     "StateManager",
     "active_backend",
+    "block_outputs",
     "apply_rotary_emb",
+    "context_parallel_attention",
     "dispatch_attention_fn",
+    "hooks_before",
     "register_backend",
     "register_processor",
+    "renamed_context",
     "unwrap_module",
 ]
+
+
+def hooks_before(module: nn.Module, name: str) -> list[ModelHook]:
+    """The hooks of `module` that run before the one called `name` does: those registered later."""
+    registry = module._diffusers_hook
+    order = registry._hook_order
+    return [registry.hooks[later] for later in order[order.index(name) + 1 :]]
 
 
 def register_backend(name: str, attention: Callable) -> AttentionBackendName:
@@ -37,7 +53,7 @@ def register_backend(name: str, attention: Callable) -> AttentionBackendName:
     """
     member = str.__new__(AttentionBackendName, name)
     member._name_, member._value_ = name.upper(), name
-    _AttentionBackendRegistry.register(member, supports_context_parallel=False)(attention)
+    _AttentionBackendRegistry.register(member, supports_context_parallel=True)(attention)
     return member
 
 
@@ -59,3 +75,26 @@ def register_processor(cls: type, like: type) -> None:
     except ValueError:
         return
     AttentionProcessorRegistry.register(cls, known)
+
+
+def block_outputs(cls: type) -> list[int] | None:
+    """What a block of class `cls` returns, in order: 0 for hidden states, 1 for those of the text; None if unknown."""
+    try:
+        known = TransformerBlockRegistry.get(cls)
+    except ValueError:
+        return None
+    places = (known.return_hidden_states_index, known.return_encoder_hidden_states_index)
+    return sorted((which for which, place in enumerate(places) if place is not None), key=lambda which: places[which])
+
+
+@contextmanager
+def renamed_context(module: nn.Module, context: CacheContext | None, suffix: str) -> Iterator[None]:
+    """Let step caches keep what they know of this pass apart from what they know of the pass named in `context`."""
+    if context is None:
+        yield
+        return
+    _set_cache_context(module, replace(context, name=context.name + suffix))
+    try:
+        yield
+    finally:
+        _set_cache_context(module, context)

@@ -36,10 +36,10 @@ def compiled_attention(
     grid: list[int],
     scale: float | None,
 ) -> Tensor:
-    """query, key, value `(B, S, H, D)`, key mask `(B, S)`; `grid` is frames, height, width and the tokens before."""
+    """query, key, value `(B, S, H, D)`, key mask `(B, S)`; `grid` is what `Runtime.place` takes."""
     processor = _processors[int(number)]
     runtime, layer = processor.runtime, processor.layer
-    placement = runtime.place(query.shape[1], tuple(grid[:3]), grid[3])
+    placement = runtime.place(query.shape[1], tuple(grid[:3]), *grid[3:])
     if isinstance(placement, str):
         layer.count_dense(placement)
         return _dense(query, key, value, key_mask, scale)
@@ -67,7 +67,7 @@ def _gradients(
     with torch.enable_grad(), torch._C._SetExcludeDispatchKeyGuard(AUTOGRAD, False):
         leaves = [tensor.detach().requires_grad_() for tensor in (query, key, value)]
         processor = _processors[int(number)]
-        placement = processor.runtime.place(query.shape[1], tuple(grid[:3]), grid[3])
+        placement = processor.runtime.place(query.shape[1], tuple(grid[:3]), *grid[3:])
         if isinstance(placement, str):
             out = _dense(*leaves, key_mask, scale)
         else:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ._compat import HookRegistry, ModelHook, StateManager
+from ._compat import ContextParallelSplitHook, HookRegistry, ModelHook, StateManager, hooks_before
 from .models.adapter import Adapter, NoGrid
 from .progress import find_step
 from .runtime import Runtime
@@ -80,7 +80,17 @@ class SparseAttentionHook(ModelHook):
                 f"this {type(module).__name__} is a copy of one that diffattn serves, and diffusers' hooks make such "
                 "a copy run the weights of the original: call diffattn.disable(copy), then diffattn.enable(copy)"
             )
-        lost = [(attention, ours) for attention, ours in self.served if attention.processor is not ours]
+        if any(_splits_tokens(hook) for hook in hooks_before(module, HOOK)):
+            raise RuntimeError(
+                f"context parallelism was enabled on this {type(module).__name__} after diffattn, which now sees one "
+                "rank's share of the tokens: call diffattn.enable again"
+            )
+        # while guidance runs a pass, its own processors stand before some of ours
+        lost = [
+            (attention, ours)
+            for attention, ours in self.served
+            if getattr(attention.processor, "sparse", attention.processor) is not ours
+        ]
         if lost:
             attention, ours = lost[0]
             self.runtime.say_once(
@@ -89,6 +99,11 @@ class SparseAttentionHook(ModelHook):
                 f"{type(attention.processor).__name__} (fuse_qkv_projections and set_attn_processor do that): these "
                 "layers are dense until diffattn.enable is called again"
             )
+
+
+def _splits_tokens(hook: ModelHook) -> bool:
+    # a share of the timesteps, as Wan has them, does no harm
+    return isinstance(hook, ContextParallelSplitHook) and set(hook.metadata) != {"timestep"}
 
 
 def find_hook(transformer: nn.Module) -> SparseAttentionHook | None:

@@ -1,40 +1,41 @@
-"""Processors that hand the attention of a model's own processor over to a runtime."""
+"""Processors that hand the attention of a model's own processor over, to a runtime for instance."""
 
 from __future__ import annotations
 
 import functools
-import threading
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ._compat import dispatch_attention_fn, register_backend, register_processor
-from .compiled import compiled_attention, number_of
+from ._compat import register_backend, register_processor
+from .calls import Call, Dense, answer, dispatched, running
+from .compiled import number_of
 from .layer import Layer
 from .models.adapter import Adapter
-from .runtime import HELD, Runtime
+from .parallel import check_parallel, exchanged
+from .runtime import Runtime
 from .seams import seam
 
 
-class SparseProcessorMixin:
-    """In front of a model's processor class: while it runs, its attention is diffattn's.
+class InterceptedProcessorMixin:
+    """In front of a model's processor class: while it runs, its attention is `attend`'s.
 
     Everything else is the model's own code: projections, norms, RoPE, IP-Adapter branches. `_attention_backend` and
     `_parallel_config` set from outside go to the original processor, whose backend runs whatever stays dense.
     """
 
+    prefix: str
     original: Any
-    runtime: Runtime
-    layer: Layer
     adapter: Adapter
-    number: Tensor
     outer_backend: Any = None
+
+    def attend(self, call: Call, dense: Dense, ranks: int = 1) -> Tensor:
+        """`(B, S, H, D)`; `dense(call)` is what the model would do, `ranks` those of context parallelism."""
+        raise NotImplementedError
 
     @property
     def _attention_backend(self) -> Any:
-        return BACKEND if _running.processor is self else getattr(self.original, "_attention_backend", None)
+        return BACKEND if running.processor is self else getattr(self.original, "_attention_backend", None)
 
     @_attention_backend.setter
     def _attention_backend(self, backend: Any) -> None:
@@ -46,30 +47,44 @@ class SparseProcessorMixin:
 
     @_parallel_config.setter
     def _parallel_config(self, config: Any) -> None:
+        check_parallel(config)
         self.original._parallel_config = config
+
+
+class SparseProcessorMixin(InterceptedProcessorMixin):
+    """Attention that a runtime runs: sparse, or dense with a reason."""
+
+    prefix = "Sparse"
+    runtime: Runtime
+    layer: Layer
+    number: Tensor
+
+    def attend(self, call: Call, dense: Dense, ranks: int = 1) -> Tensor:
+        return answer(self, call, dense, ranks)
 
     def __reduce__(self) -> tuple:
         # its class is made at run time, pickle would not find it
         return _restore, (self.original, self.runtime, self.layer, self.adapter.model)
 
 
-class _Running(threading.local):
-    processor: SparseProcessorMixin | None = None
-
-
-_running = _Running()
-
-
 def sparse_processor(original: Any, runtime: Runtime, layer: Layer, adapter: Adapter) -> Any:
     """A processor that does as `original` does, its attention run by `runtime`."""
     base = type(original) if adapter.processor is None else adapter.processor(type(original))
+    processor = intercepted(SparseProcessorMixin, base, original, adapter, runtime=runtime, layer=layer)
+    processor.__dict__["number"] = number_of(processor)
+    return processor
+
+
+def intercepted(
+    mixin: type[InterceptedProcessorMixin], base: type, original: Any, adapter: Adapter, **fields: Any
+) -> Any:
+    """A processor of class `base` with the attributes of `original`, its attention run by `mixin.attend`."""
     # deferred attributes of nn.Module processors are shared with the original, not copied
-    processor = object.__new__(_sparse_class(base, adapter.seam))
+    processor = object.__new__(_intercepted_class(mixin, base, adapter.seam))
     for name, value in vars(original).items():
         if name not in ("_attention_backend", "_parallel_config"):
             processor.__dict__[name] = value
-    processor.__dict__.update(original=original, runtime=runtime, layer=layer, adapter=adapter)
-    processor.__dict__["number"] = number_of(processor)
+    processor.__dict__.update(original=original, adapter=adapter, **fields)
     return processor
 
 
@@ -88,56 +103,25 @@ def set_processor(attention: nn.Module, processor: Any) -> None:
 
 
 @functools.cache
-def _sparse_class(cls: type, seam_name: str) -> type:
+def _intercepted_class(mixin: type, cls: type, seam_name: str) -> type:
     def run(self, args: tuple, kwargs: dict) -> Any:
         if seam_name == "backend":
             return cls.__call__(self, *args, **kwargs)
-        with seam(seam_name, self, BACKEND, functools.partial(_attend, self)):
+        with seam(seam_name, self, BACKEND, self.attend):
             return cls.__call__(self, *args, **kwargs)
 
     # wraps keeps the signature: attention modules drop keyword arguments that a processor does not name
     @functools.wraps(cls.__call__)
     def __call__(self, *args, **kwargs):
-        outer, _running.processor = _running.processor, self
+        outer, running.processor = running.processor, self
         try:
             return run(self, args, kwargs)
         finally:
-            _running.processor = outer
+            running.processor = outer
 
-    sparse = type(f"Sparse{cls.__name__}", (SparseProcessorMixin, cls), {"__call__": __call__})
-    register_processor(sparse, like=cls)
-    return sparse
-
-
-def _attend(
-    processor: SparseProcessorMixin,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    dense: Callable[[], Tensor],
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    parallel_config: Any = None,
-) -> Tensor:
-    """query, key, value `(B, S, H, D)`, sparse, or `dense()` as the runtime says."""
-    runtime, layer = processor.runtime, processor.layer
-    reason, key_mask = _unserved(query, key, dropout_p, is_causal, parallel_config), None
-    if reason is None:
-        reason, key_mask = runtime.decide(layer, query, attn_mask, processor.adapter.mask)
-    if torch.compiler.is_compiling():
-        if reason is None:
-            number, grid = processor.number, [*runtime.video, runtime.before]
-            return compiled_attention(query, key, value, key_mask, number, grid, scale)
-        return dense()
-    if reason is None:
-        placement = runtime.place(query.shape[1])
-        if not isinstance(placement, str):
-            return runtime.run(layer, query, key, value, placement, key_mask, scale)
-        reason = placement
-    layer.count_dense(runtime.why_held(layer) if reason == HELD else reason)
-    return dense()
+    made = type(f"{mixin.prefix}{cls.__name__}", (mixin, cls), {"__call__": __call__})
+    register_processor(made, like=cls)
+    return made
 
 
 def _backend(
@@ -152,38 +136,8 @@ def _backend(
     _parallel_config: Any = None,
 ) -> Tensor:
     """What diffusers' dispatcher calls: query, key, value `(B, S, H, D)`."""
-    processor = _running.processor
-
-    def dense() -> Tensor:
-        return dispatch_attention_fn(
-            query,
-            key,
-            value,
-            attn_mask=attn_mask,
-            dropout_p=dropout_p,
-            is_causal=is_causal,
-            scale=scale,
-            enable_gqa=enable_gqa,
-            backend=getattr(processor.original, "_attention_backend", None) or processor.outer_backend,
-            parallel_config=_parallel_config,
-        )
-
-    return _attend(
-        processor, query, key, value, dense, attn_mask, dropout_p, is_causal, scale, parallel_config=_parallel_config
-    )
-
-
-def _unserved(query: Tensor, key: Tensor, dropout_p: float, is_causal: bool, parallel_config: Any) -> str | None:
-    """Why this call cannot be sparse, whatever the plan."""
-    if query.shape[1] != key.shape[1]:
-        return "query and key sequences differ"
-    if is_causal:
-        return "causal attention"
-    if dropout_p:
-        return "attention dropout"
-    if parallel_config is not None:
-        return "context parallelism"
-    return None
+    call = Call(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    return dispatched(running.processor, call) if _parallel_config is None else exchanged(call, _parallel_config)
 
 
 BACKEND = register_backend("diffattn", _backend)

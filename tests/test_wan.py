@@ -104,7 +104,7 @@ def test_what_cannot_be_served_is_named(thing):
     "options, error, message",
     [
         ({"config": "radail"}, ValueError, "unknown method 'radail', known are:"),
-        ({"config": 3}, TypeError, "config must be a method name or an AttentionConfig, got int"),
+        ({"config": 3}, TypeError, "config must be a method name, a folder or an AttentionConfig, got int"),
         ({"impl": "cuda"}, ValueError, "impl must be one of"),
         ({"schedule": 0.2}, TypeError, "schedule must be a diffattn.Schedule, got float"),
     ],

@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from .compare import compare
 from .env import env
 from .errors import CommandError
 from .generate import generate
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(inspect)
+app.command()(compare)
 app.command()(env)
 
 

@@ -7,11 +7,18 @@ from .grids import frames_first_grid, video_grid
 
 ATTENTION = Blocks(blocks="attn1")
 
-WAN = register(Adapter("WanTransformer3DModel", ATTENTION, video_grid))
-VACE = register(Adapter("WanVACETransformer3DModel", Blocks(blocks="attn1", vace_blocks="attn1"), video_grid))
+WAN = register(Adapter("WanTransformer3DModel", ATTENTION, video_grid, tested=("pipeline",)))
+VACE = register(
+    Adapter(
+        "WanVACETransformer3DModel",
+        Blocks(blocks="attn1", vace_blocks="attn1"),
+        video_grid,
+        branches=("vace_blocks",),
+    )
+)
 ANIMATE = register(Adapter("WanAnimateTransformer3DModel", ATTENTION, video_grid))
 CHRONO_EDIT = register(Adapter("ChronoEditTransformer3DModel", ATTENTION, video_grid))
 SKYREELS_V2 = register(Adapter("SkyReelsV2Transformer3DModel", ATTENTION, video_grid))
 ANYFLOW = register(Adapter("AnyFlowTransformer3DModel", ATTENTION, frames_first_grid))
 # history goes before the frames to be made
-HELIOS = register(Adapter("HeliosTransformer3DModel", ATTENTION, video_grid, others="before"))
+HELIOS = register(Adapter("HeliosTransformer3DModel", ATTENTION, video_grid, others="before", shards="whole"))

@@ -51,14 +51,15 @@ def means(x, group, groups):
 
 
 def block_mass(query, key, row, block_q, block_k):
-    """Mass between blocks from means of 16 rows: softmax(s q k + ln n), summed over keys, averaged over queries."""
+    """Mass between blocks from means of some rows: softmax(s q k + ln n), summed over keys, averaged over queries."""
     total = int(row.max()) // max(block_q, block_k) * max(block_q, block_k) + max(block_q, block_k)
-    q, n_q = means(query, row // 16, total // 16)
-    k, n_k = means(key, row // 16, total // 16)
+    size_q, size_k = ({16: 4, 32: 4, 64: 8, 128: 16}[block] for block in (block_q, block_k))
+    q, n_q = means(query, row // size_q, total // size_q)
+    k, n_k = means(key, row // size_k, total // size_k)
     probs = (query.shape[-1] ** -0.5 * q @ k.mT + n_k.log()).softmax(-1)
-    probs = probs.unflatten(-1, (-1, block_k // 16)).sum(-1) * n_q[:, None]
-    per_block = n_q.view(-1, block_q // 16).sum(-1).clamp(min=1)
-    return probs.unflatten(-2, (-1, block_q // 16)).sum(-2) / per_block[:, None]
+    probs = probs.unflatten(-1, (-1, block_k // size_k)).sum(-1) * n_q[:, None]
+    per_block = n_q.view(-1, block_q // size_q).sum(-1).clamp(min=1)
+    return probs.unflatten(-2, (-1, block_q // size_q)).sum(-2) / per_block[:, None]
 
 
 def attend_levels(query, key, value, row, block_q, block_k, level, pools, tokens, exact=True):
