@@ -1,0 +1,51 @@
+"""Sparse attention for the length of a `with` block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .apply import disable, enable, find_transformers
+from .config import AttentionConfig
+from .hook import find_hook
+from .runtime import Runtime
+from .schedule import Schedule
+
+
+@contextmanager
+def sparse_attention_scope(
+    pipe: Any, config: str | AttentionConfig | None, *, schedule: Schedule | None = None
+) -> Iterator[None]:
+    """[`enable`] on entry; on exit, also by an error, what was enabled before, or nothing.
+
+    Args:
+        pipe (`DiffusionPipeline` or `ModelMixin`): what to change, in place.
+        config (`str` or [`AttentionConfig`]): a method, by name or configured; None leaves everything as it is.
+        schedule ([`Schedule`], *optional*): dense steps and layers, the defaults of [`Schedule`] if not given.
+
+    Raises:
+        TypeError: as [`enable`].
+        ValueError: as [`enable`]; a `schedule` without a `config`; transformers enabled one by one, each differently.
+    """
+    if config is None and schedule is not None:
+        raise ValueError("a schedule goes with a method: give the config too")
+    if config is None:
+        yield
+        return
+    before = _enabled_runtime(pipe)
+    enable(pipe, config, schedule=schedule)
+    try:
+        yield
+    finally:
+        disable(pipe)
+        if before:
+            enable(pipe, before.config, schedule=before.schedule, impl=before.impl)
+
+
+def _enabled_runtime(pipe: Any) -> Runtime | None:
+    hooks = [find_hook(transformer) for transformer in find_transformers(pipe)]
+    runtimes = {hook and hook.runtime for hook in hooks}
+    if len(runtimes) > 1:
+        raise ValueError("the transformers of this pipeline are enabled differently, disable them first")
+    return runtimes.pop()
