@@ -4,15 +4,19 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+DEMO = ["gradio>=6", "matplotlib", "torchmetrics"]
+DOCS = ["mkdocs<2", "mkdocs-material", "mkdocstrings-python", "nbclient", "ipykernel"]
 EXTRAS = {
     "xformers": ["xformers"],
     "metrics": ["torchmetrics"],
     "viz": ["matplotlib"],
-    "demo": ["gradio>=6", "matplotlib", "torchmetrics"],
+    "demo": DEMO,
+    "docs": DOCS,
     "train": ["peft"],
     "dev": [
-        *("pytest", "pytest-xdist", "hypothesis", "ruff", "setuptools>=77"),
-        *("peft", "torchao", "scikit-image", "torchmetrics"),
+        *DEMO,
+        *DOCS,
+        *("pytest", "pytest-xdist", "hypothesis", "ruff", "setuptools>=77", "peft", "torchao", "scikit-image"),
     ],
 }
 
