@@ -10,7 +10,7 @@ import gradio as gr
 from . import controls, report
 from .request import Request
 from .sessions import Sessions
-from .worker import DENSE, Compared, Failed, Made, Progress, Stopped, Worker, title
+from .worker import DENSE, Compared, Failed, Made, Progress, Stopped, Worker
 
 HEAD = """
 # diffattn
@@ -115,9 +115,9 @@ class _Page:
         asked = self._request(values)
         run = self.sessions.begin(request.session_hash or "")
         made: list[Made] = []
-        yield self._show(status=report.show_message(""), dense=None, numbers=report.show_numbers([]), picture=None) | {
-            self.outputs["sparse"]: gr.Video(None, label=title(asked.method))
-        }
+        yield self._show(
+            status=report.waiting(), dense=None, sparse=None, numbers=report.show_numbers([]), picture=None
+        )
         try:
             for event in self.worker.run(asked, run):
                 if isinstance(event, Made):
@@ -149,9 +149,15 @@ class _Page:
             raise _error(error) from None
 
     def _finish(self, made: list[Made], compared: Compared) -> dict:
-        picture = compared.picture and str(compared.picture)
-        done = report.show_message(f"Done in {sum(run.trial.seconds for run in made):.0f} s.", "done")
-        return self._show(status=done, numbers=report.show_numbers(made, compared), picture=picture)
+        # all of it once more: an API user is given what came last, and the two videos start together
+        dense, sparse = made
+        return self._show(
+            status=report.show_message(f"Done in {dense.trial.seconds + sparse.trial.seconds:.0f} s.", "done"),
+            dense=str(dense.path),
+            sparse=str(sparse.path),
+            numbers=report.show_numbers(made, compared),
+            picture=compared.picture and str(compared.picture),
+        )
 
     def _show(self, **values) -> dict:
         return {self.outputs[name]: value for name, value in values.items()}
