@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from html import escape
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from . import controls, report
 from .request import Request
@@ -31,7 +32,7 @@ def build_demo(worker: Worker | None = None) -> gr.Blocks:
     'diffattn'
     """
     worker = worker or Worker()
-    page = _Page(worker, Sessions())
+    page = _Page(worker, Sessions(get_upload_folder()))  # files below it are served where they lie, others copied
     with gr.Blocks(title="diffattn", analytics_enabled=False) as demo:
         gr.Markdown(HEAD, elem_id="head")
         with gr.Row(equal_height=False):
@@ -81,8 +82,6 @@ class _Page:
 
     def connect(self, inputs: dict, outputs: dict, generate: gr.Button, cancel: gr.Button) -> None:
         self.outputs = outputs
-        for component in outputs.values():
-            component.GRADIO_CACHE = str(self.sessions.folder)  # files are served where they lie, not copied
         values, results, buttons = list(inputs.values()), list(outputs.values()), [generate, cancel]
         hidden = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         checked = gr.on(
@@ -90,7 +89,6 @@ class _Page:
             self.check,
             values,
             [*buttons, outputs["status"]],
-            queue=False,
             show_progress="hidden",
             api_visibility="private",
         )
@@ -107,7 +105,7 @@ class _Page:
         cancel.click(self.cancel, None, [*buttons, outputs["status"]], cancels=[run], **hidden)
 
     def check(self, *values) -> tuple:
-        """Before the queue: a wrong value is told at once."""
+        """A wrong value is told before the run is queued."""
         self._request(values)
         return *_buttons(busy=True), report.waiting()
 
@@ -168,4 +166,4 @@ def _buttons(busy: bool) -> tuple[gr.Button, gr.Button]:
 
 
 def _error(error: Exception) -> gr.Error:
-    return gr.Error(escape(str(error)), title="That does not work", print_exception=False)
+    return gr.Error(escape(str(error)), print_exception=False)

@@ -126,8 +126,8 @@ def test_two_users_at_once_get_their_own_results_and_leave_no_files(tmp_path, wo
     asked = [replace(SMALL, seed=seed) for seed in (1, 2)]
     jobs = [client.submit(*astuple(request), api_name="/generate") for client, request in zip(clients, asked)]
     results = [job.result(timeout=200) for job in jobs]
-    (folder,) = ours(tmp_path / "tmp")
-    assert len(os.listdir(tmp_path / "tmp" / folder)) == 2
+    (folder,) = (tmp_path / "gradio").iterdir()
+    assert len(os.listdir(folder)) == 2
     for request, (status, dense, sparse, numbers, picture) in zip(asked, results):
         made = [event for event in worker.run(request, Run(run.folder)) if isinstance(event, Made)]
         for mine, expected in zip((dense, sparse), made):
@@ -135,8 +135,8 @@ def test_two_users_at_once_get_their_own_results_and_leave_no_files(tmp_path, wo
         assert "Done" in status and "PSNR to dense" in numbers and os.path.getsize(picture) > 1000
     for client in clients:
         client.close()
-    assert wait_for(lambda: not os.listdir(tmp_path / "tmp" / folder)), "files stay though the users are gone"
-    assert not (tmp_path / "gradio").exists() or not os.listdir(tmp_path / "gradio")
+    assert wait_for(lambda: not os.listdir(folder)), "files stay though the users are gone"
+    assert os.listdir(tmp_path / "gradio") == [folder.name] and ours(tmp_path / "tmp") == []
     demo.close(verbose=False)
 
 
