@@ -83,8 +83,8 @@ def main(arguments: list[str] | None = None) -> None:
     grids = ", ".join(f"{tokens} is {GRIDS[tokens]}, {GRIDS[tokens].tokens} tokens" for tokens in options.tokens)
     text = (
         "# What a plan costs\n\n`python -m benchmarks.planning`\n\nTime to make a plan over the time of dense "
-        f"attention (both float32 on the CPU, {torch.get_num_threads()} threads, in one run, "
-        f"the best of {TIMES} plans), and bytes of the plan over those of query, key and value in bfloat16. Density "
+        f"attention (both float32 on the CPU, {torch.get_num_threads()} threads, in one run, the best of {TIMES} "
+        "plans), and bytes of the plan over those of query, key and value in bfloat16. Density "
         f"{options.density:g}, {options.heads} heads of {options.dim}; {grids}. The order of the tokens is shared by "
         "all heads: with more heads memory is less. Static methods (radial, neighborhood) plan once for a run.\n\n"
         f"{markdown(head, list(rows.values()))}\n"

@@ -12,7 +12,7 @@ from .assets import tiny_wan  # noqa: E402
 from .config import AttentionConfig, config  # noqa: E402
 from .functional import make_plan, sparse_attention  # noqa: E402
 from .grid import TokenGrid  # noqa: E402
-from .guidance import GuidanceConfig, HeadSet, guide, unguide  # noqa: E402
+from .guidance import GuidanceConfig, HeadPerturbationGuidance, HeadSet, guide, unguide  # noqa: E402
 from .kernels.attend import attend  # noqa: E402
 from .kernels.plan import Plan, TileList  # noqa: E402
 from .methods import (  # noqa: E402
@@ -32,6 +32,7 @@ __all__ = [
     "AttentionConfig",
     "AutoConfig",
     "GuidanceConfig",
+    "HeadPerturbationGuidance",
     "HeadSet",
     "NeighborhoodConfig",
     "Plan",

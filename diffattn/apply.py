@@ -10,6 +10,7 @@ from torch import nn
 from ._compat import unwrap_module
 from .config import METHODS, AttentionConfig
 from .config import config as config_by_name
+from .grid import TokenGrid
 from .hook import SparseAttentionHook, add_hook, find_hook, remove_hook
 from .kernels.attend import check_impl
 from .layer import Layer
@@ -27,6 +28,7 @@ def enable(
     *,
     schedule: Schedule | None = None,
     impl: str = "auto",
+    grid: tuple[int, int, int] | None = None,
 ) -> None:
     """Turn sparse attention on in a pipeline (all its transformers) or in one transformer.
 
@@ -40,10 +42,12 @@ def enable(
         schedule ([`Schedule`], *optional*): dense steps and layers, if not given those saved with the configuration,
             or the defaults of [`Schedule`].
         impl (`str`, *optional*, defaults to `"auto"`): kernel implementation, see [`~kernels.attend.attend`].
+        grid (`tuple[int, int, int]`, *optional*): frames, height and width of the visual tokens, where the inputs of
+            the transformer do not tell (LTX with `video_coords`); found in each forward if not given.
 
     Raises:
         TypeError: `pipe` is neither a pipeline with a supported transformer nor one.
-        ValueError: an unknown method or `impl`.
+        ValueError: an unknown method or `impl`, or a grid that is none.
         OSError: a folder or repository without `diffattn_config.json`.
         NotImplementedError: the transformer runs ring attention.
 
@@ -60,10 +64,12 @@ def enable(
     config, saved = _resolve(config)
     schedule = schedule or saved or Schedule()
     check_impl(impl)
+    if grid is not None:
+        grid = _check_grid(grid)
     transformers = find_transformers(pipe)
     for transformer in transformers:
         check_parallel(getattr(transformer, "_parallel_config", None))
-    runtime = Runtime(config, schedule, impl, scheduler=getattr(pipe, "scheduler", None))
+    runtime = Runtime(config, schedule, impl, scheduler=getattr(pipe, "scheduler", None), fixed=grid)
     for transformer in transformers:
         serve(transformer, runtime)
 
@@ -125,6 +131,13 @@ def serve(transformer: nn.Module, runtime: Runtime) -> None:
         runtime.layers.append(layer)
         served.append((attention, attention.processor))
     add_hook(transformer, SparseAttentionHook(runtime, adapter, served))
+
+
+def _check_grid(grid: tuple[int, int, int]) -> tuple[int, int, int]:
+    if not isinstance(grid, (tuple, list)) or len(grid) != 3:
+        raise ValueError(f"grid must be (frames, height, width) in tokens, got {grid!r}")
+    TokenGrid(*grid)
+    return tuple(grid)
 
 
 def _resolve(config: str | os.PathLike | AttentionConfig) -> tuple[AttentionConfig, Schedule | None]:

@@ -66,7 +66,8 @@ class SparseAttentionHook(ModelHook):
             timestep = inputs.get("timestep", inputs.get("timesteps"))
             self.runtime.begin_step(find_step(self.context.known, self.runtime.scheduler, timestep))
         try:
-            self.runtime.begin_forward(self.adapter.grid(module, inputs), self.adapter.tokens_before(module, inputs))
+            grid = self.runtime.fixed or self.adapter.grid(module, inputs)
+            self.runtime.begin_forward(grid, self.adapter.tokens_before(module, inputs))
         except NoGrid as error:
             self.runtime.begin_forward(None, reason=str(error))
         return args, kwargs

@@ -32,10 +32,18 @@ class Runtime:
         schedule ([`Schedule`]): dense steps and layers.
         impl (`str`): implementation of the kernel, see [`attend`].
         scheduler (`SchedulerMixin`, *optional*): tells the step where the pipeline does not.
+        fixed (`tuple[int, int, int]`, *optional*): the token grid, where it is not to be found in the inputs.
     """
 
-    def __init__(self, config: AttentionConfig, schedule: Schedule, impl: str, scheduler: Any = None) -> None:
-        self.config, self.schedule, self.impl, self.scheduler = config, schedule, impl, scheduler
+    def __init__(
+        self,
+        config: AttentionConfig,
+        schedule: Schedule,
+        impl: str,
+        scheduler: Any = None,
+        fixed: tuple[int, int, int] | None = None,
+    ) -> None:
+        self.config, self.schedule, self.impl, self.scheduler, self.fixed = config, schedule, impl, scheduler, fixed
         self.layers: list[Layer] = []
         self.step: tuple[int, int] | None = None
         self.dense_step = False

@@ -66,6 +66,11 @@ def attend(
 
 def check_impl(impl: str) -> None:
     """Raise unless `impl` is a name that [`attend`] knows."""
+    if impl == "xformers":
+        raise ValueError(
+            'xformers is no impl of sparse attention, it can run what stays dense: pip install "diffattn[xformers]", '
+            'then transformer.set_attention_backend("xformers")'
+        )
     if impl not in IMPLS:
         raise ValueError(f"impl must be one of {', '.join(IMPLS)}, got {impl!r}")
 

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from .compare import compare
+from .demo import demo
 from .env import env
 from .errors import CommandError
 from .generate import generate
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(inspect)
 app.command()(compare)
+app.command()(demo)
 app.command()(env)
 
 

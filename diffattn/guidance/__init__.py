@@ -3,6 +3,7 @@
 from .combine import combine
 from .config import GuidanceConfig
 from .guide import Guided, guide, guided, unguide
+from .guider import HeadPerturbationGuidance
 from .heads import Head, HeadSet, resolve_heads
 from .model import ModelMap, map_model
 from .presets import preset_names
@@ -11,6 +12,7 @@ __all__ = [
     "GuidanceConfig",
     "Guided",
     "Head",
+    "HeadPerturbationGuidance",
     "HeadSet",
     "ModelMap",
     "combine",

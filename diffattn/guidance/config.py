@@ -32,8 +32,7 @@ class GuidanceConfig:
         schedule (`list`, *optional*): `[(when, {"scale": ..., "rescale": ..., "heads": ...}), ...]` or
             `{when: scale}`; an entry holds until the next. `when` is a step (`int`), a part of the run (`float`), or
             a noise level.
-        schedule_by (`str`, *optional*, defaults to `"step"`): `"step"`, or `"sigma"` for noise levels,
-            from high to low.
+        schedule_by (`str`, *optional*, defaults to `"step"`): `"step"`, or `"sigma"` for falling noise levels.
     """
 
     scale: float = SCALE

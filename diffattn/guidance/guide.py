@@ -219,7 +219,8 @@ def _read(transformer: nn.Module, heads: Any, layers: Any, skip_blocks: Any) -> 
     if heads is None and layers is None and skip_blocks is None:
         heads = preset_for(transformer)
     elif isinstance(heads, str):
-        heads = find_preset(heads, transformer) or HeadSet.load(heads)
+        preset = find_preset(heads)
+        heads = HeadSet.load(heads) if preset is None else preset.heads(transformer)
     elif isinstance(heads, Path):
         heads = HeadSet.load(heads)
     return resolve_heads(map_model(transformer), heads, layers=layers, skip_blocks=skip_blocks)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils import PushToHubMixin
 
 from .config import GuidanceConfig
 from .model import ModelMap
@@ -30,7 +29,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class HeadSet(PushToHubMixin):
+class HeadSet:
     """Heads of a model, and how to guide with them. `heads[:9]` are the first nine in the order of selection.
 
     Args:
@@ -107,12 +106,16 @@ class HeadSet(PushToHubMixin):
         skip = tuple(values.get("skip_blocks") or ())
         return cls(heads, skip, values.get("model"), guidance, values.get("search") or {})
 
+    def to_json(self) -> str:
+        """The text of the file."""
+        return json.dumps(self.to_dict(), indent=1) + "\n"
+
     def save(self, path: str | Path) -> None:
         """Write JSON: to `path`, or to `headset.json` in it where it is a directory or has no suffix."""
         path = Path(path)
         path = path if path.suffix else path / FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        path.write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def load(cls, source: str | Path, **download: Any) -> HeadSet:
@@ -128,9 +131,18 @@ class HeadSet(PushToHubMixin):
             path = Path(hf_hub_download(str(source), FILE, **download))
         return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
-    def save_pretrained(self, save_directory: str | Path, **unused: Any) -> None:
-        """`save`, as `push_to_hub` calls it."""
-        self.save(Path(save_directory) / FILE)
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, token: str | None = None, commit_message: str | None = None
+    ) -> str:
+        """Upload the JSON to a model repository of the Hub, which is made if need be; gives its address."""
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        repo = api.create_repo(repo_id, private=private, exist_ok=True)
+        data = self.to_json().encode()
+        message = commit_message or f"Upload {len(self)} heads"
+        api.upload_file(path_or_fileobj=data, path_in_repo=FILE, repo_id=repo.repo_id, commit_message=message)
+        return str(repo)
 
 
 def describe_model(model: ModelMap) -> dict:

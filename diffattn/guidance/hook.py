@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,6 +96,7 @@ class GuidanceHook(ModelHook):
         self._call: _Call | None = None
         self._cond: _Cond | None = None
         self._handles: list = []
+        self._owner = weakref.ref(perturber.transformer)  # a copy of the hook keeps it
 
     def attach(self) -> None:
         """Put it on the transformer."""
@@ -116,6 +118,11 @@ class GuidanceHook(ModelHook):
 
     def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self._call = None
+        if module is not self._owner():
+            raise RuntimeError(
+                f"this {type(module).__name__} is a copy of one that diffattn guides, and diffusers' hooks make such "
+                "a copy run the weights of the original: call diffattn.unguide before copying"
+            )
         inputs = self.perturber.begin(args, kwargs)
         context = self.context.known
         timestep = inputs.get("timestep", inputs.get("timesteps"))

@@ -45,7 +45,10 @@ class Preset:
         return dual == self.dual and all(config.get(name) == value for name, value in self.config.items())
 
     def heads(self, transformer: nn.Module) -> HeadSet:
-        """As a head set of this transformer."""
+        """As a head set of this transformer; a ValueError where it is for another."""
+        if not self.fits(transformer):
+            wanted = f"{self.model} with {self.config}"
+            raise ValueError(f"preset {self.name!r} is for {wanted}, but {map_model(transformer).describe()}")
         made = resolve_heads(
             map_model(transformer),
             layers=self.layers,
@@ -133,22 +136,15 @@ def preset_names() -> list[str]:
     return [preset.name for preset in PRESETS]
 
 
-def find_preset(name: str, transformer: nn.Module) -> HeadSet | None:
+def find_preset(name: str) -> Preset | None:
     """The preset of this name, None for something that looks like a file or a repository."""
     found = next((preset for preset in PRESETS if preset.name == name), None)
-    if found is None:
-        if "/" in name or name.endswith(".json"):
-            return None
+    if found is None and "/" not in name and not name.endswith(".json"):
         raise ValueError(
             f"unknown preset {name!r}, known are: {', '.join(preset_names())}. A head set of your own is named by "
             "its .json file or its repository 'user/name'"
         )
-    if not found.fits(transformer):
-        raise ValueError(
-            f"preset {name!r} is for {found.model} with {found.config}, not for this "
-            f"{map_model(transformer).describe()}"
-        )
-    return found.heads(transformer)
+    return found
 
 
 def preset_for(transformer: nn.Module) -> HeadSet:

@@ -143,8 +143,9 @@ def smoothed(call: AttentionCall) -> Tensor:
     mask = call.key_mask()
     if mask is None:
         return _one_row(call, call.query.mean(1, keepdim=True))
-    weights = mask / mask.sum(1, keepdim=True)
-    return _one_row(call, torch.einsum("bs,bshd->bhd", weights.to(call.query), call.query)[:, None])
+    weights = mask.to(torch.promote_types(call.query.dtype, torch.float32))
+    weights = weights / weights.sum(1, keepdim=True)
+    return _one_row(call, torch.einsum("bs,bshd->bhd", weights, call.query.to(weights))[:, None])
 
 
 TARGET_FUNCTIONS = {"identity": identity, "uniform": uniform, "seg": smoothed}

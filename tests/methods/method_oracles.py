@@ -1,5 +1,7 @@
 """Dense float64 oracles of the methods, from the formulas of their papers, sharing nothing with the planners."""
 
+from functools import lru_cache
+
 import torch
 
 from diffattn import TokenGrid
@@ -12,7 +14,8 @@ GRIDS = [
     TokenGrid(6, 12, 20),
     TokenGrid(6, 12, 20, text=33, text_first=True),
 ]
-LARGE = TokenGrid(13, 30, 45, text=9)
+LARGE = [TokenGrid(13, 30, 45), TokenGrid(13, 30, 45, text=9)]
+DTYPES = [torch.float32, torch.bfloat16]
 
 
 def inputs(grid, dtype=torch.float32):
@@ -21,6 +24,14 @@ def inputs(grid, dtype=torch.float32):
     return tuple(x.to(dtype) for x in structured_qkv(grid, heads=heads, dim=16, batch=2))
 
 
+@lru_cache(maxsize=2)
+def large_inputs(grid):
+    """Structured query, key and value (2, S, 1, 16), and some tokens, text among them, to be checked at."""
+    tokens = torch.cat((torch.arange(3, grid.video_tokens, 397), torch.arange(grid.video_tokens, grid.tokens, 4)))
+    return structured_qkv(grid, heads=1, dim=16, batch=2), tokens
+
+
+@lru_cache(maxsize=1)
 def coordinates(grid):
     """(t, h, w) of every video token, in raster order."""
     return [(t, h, w) for t in range(grid.frames) for h in range(grid.height) for w in range(grid.width)]

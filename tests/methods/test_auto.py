@@ -7,12 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from method_oracles import (
+    DTYPES,
     GRIDS,
     LARGE,
     assert_close,
     attend_levels,
     block_mass,
     inputs,
+    large_inputs,
     levels_of,
     nested,
     rows_of_tokens,
@@ -73,7 +75,7 @@ def oracle_levels(query, key, grid, density, block):
     return row, pools, level
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_equals_the_dense_oracle(grid, dtype):
     query, key, value = inputs(grid, dtype)
@@ -88,14 +90,16 @@ def test_equals_the_dense_oracle(grid, dtype):
     assert_close(attend(query, key, value, plan).transpose(1, 2), exact, rounded)
 
 
-def test_equals_the_dense_oracle_at_size():
-    query, key, value = structured_qkv(LARGE, heads=1, dim=16)
-    row, pools, level = oracle_levels(query, key, LARGE, 0.09, 128)
-    tokens = torch.arange(7, LARGE.tokens, 331)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("grid", LARGE, ids=str)
+def test_equals_the_dense_oracle_at_size(grid, dtype):
+    tensors, tokens = large_inputs(grid)
+    query, key, value = (x.to(dtype) for x in tensors)
+    row, pools, level = oracle_levels(query, key, grid, 0.09, 128)
     exact, rounded = (
         attend_levels(query, key, value, row, 128, 128, level, pools, tokens, exact) for exact in (True, False)
     )
-    out = attend(query, key, value, AutoConfig(density=0.09).plan(LARGE, query, key))
+    out = attend(query, key, value, AutoConfig(density=0.09).plan(grid, query, key))
     assert_close(out[:, tokens].transpose(1, 2), exact, rounded)
 
 

@@ -34,7 +34,7 @@ def float_chroma():
 
 def coordinates_ltx():
     changes = {"num_frames": None, "height": None, "width": None, "video_coords": torch.rand(2, 3, 72)}
-    return case("LTXVideo"), changes, "placed by coordinates"
+    return case("LTXVideo"), changes, "tokens placed by coordinates"
 
 
 def mixed_z_image():
@@ -63,6 +63,19 @@ def _lists(model, at, changes):
     torch.manual_seed(1)
     with torch.no_grad():
         return model(**{**at.inputs(), "return_dict": False, **changes})[0]
+
+
+def test_a_grid_that_is_given_stands_for_one_that_cannot_be_found():
+    at, changes, _ = coordinates_ltx()
+    model = at.build()
+    with MaskedAttention(at):
+        wanted = at.run(model, **changes)
+    diffattn.enable(model, OwnBlockConfig(), schedule=ALWAYS, grid=at.grid)
+    torch.testing.assert_close(at.run(model, **changes), wanted, rtol=0, atol=1e-5)
+    assert dense_reasons(model) == {}
+    diffattn.enable(model, OwnBlockConfig(), schedule=ALWAYS, grid=(3, 4, 5))
+    at.run(model, **changes)
+    assert dense_reasons(model) == {"12 tokens are not on the grid (3, 4, 5)": 2}
 
 
 def omni_z_image():
