@@ -10,6 +10,7 @@ import runpy
 import shlex
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 
@@ -52,12 +53,10 @@ def check(words: list[str], run: bool = False) -> None:
         case ["python" | "python3", "-m", "pip", *args] | ["pip", *args]:
             _check_pip(args)
         case ["python" | "python3", "-m", module, *args]:
-            if importlib.util.find_spec(module) is None:
-                raise AssertionError(f"there is no module {module}")
-            _script(lambda: runpy.run_module(module, run_name="__main__", alter_sys=True), module, args, run)
+            _script(module, _source(module), args, run)
         case ["python" | "python3", file, *args] if file.endswith(".py"):
             _need_paths([file])
-            _script(lambda: runpy.run_path(str(ROOT / file), run_name="__main__"), file, args, run)
+            _script(file, ROOT / file, args, run)
         case ["make", *targets]:
             known = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
             _need(targets, known, "make has no target")
@@ -84,24 +83,36 @@ def _run_diffattn(args: list[str]) -> None:
     app(list(args), standalone_mode=False)
 
 
-def _script(start, name: str, args: list[str], run: bool) -> None:
-    """Start a script; without `run` only as far as its arguments."""
+def _source(module: str) -> Path:
+    """The file that `python -m` runs."""
+    spec = importlib.util.find_spec(module)
+    if spec is not None and spec.submodule_search_locations:
+        spec = importlib.util.find_spec(f"{module}.__main__")
+    if spec is None:
+        raise AssertionError(f"there is no module {module} to run")
+    return Path(spec.origin)
+
+
+def _script(name: str, source: Path, args: list[str], run: bool) -> None:
+    """Start a script or module; without `run` only as far as its arguments."""
+
+    def start() -> None:
+        is_file = name.endswith(".py")
+        runpy.run_path(str(source), run_name="__main__") if is_file else runpy.run_module(name, run_name="__main__")
 
     def parse(parser, *given, **options):
-        result = PARSE_ARGS(parser, *given, **options)
-        raise Parsed(result)
+        PARSE_ARGS(parser, *given, **options)
+        raise Parsed
 
     with mock.patch.object(sys, "argv", [name, *args]), mock.patch.object(sys, "path", [str(ROOT), *sys.path]):
         if run:
             _strict(start)
-            return
-        with mock.patch.object(argparse.ArgumentParser, "parse_args", parse):
-            try:
+        elif "argparse" in source.read_text(encoding="utf-8"):
+            with mock.patch.object(argparse.ArgumentParser, "parse_args", parse), suppress(Parsed):
                 _strict(start)
-            except Parsed:
-                return
-    if args:
-        raise AssertionError(f"{name} does not read its arguments {args}")
+                raise AssertionError(f"{name} did not read its arguments")
+        elif any(arg.startswith("-") for arg in args):
+            raise AssertionError(f"{name} reads no options, and was given {args}")
 
 
 def _strict(call, *args):

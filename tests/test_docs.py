@@ -79,7 +79,7 @@ def test_there_is_something_to_check():
         ("accelerate launch --multi_gpuu examples/text_to_video.py 'a cat'", "exit code 2"),
         ("accelerate launch examples/text_to_video.py --promts prompts.txt", "unrecognized arguments: --promts"),
         ("python -m pytest tests/test_missing.py", "there is no tests/test_missing.py"),
-        ("python -m diffattn.models --wide", "does not read its arguments"),
+        ("python -m diffattn.models --wide", "reads no options"),
         ("make dmeo", "make has no target dmeo"),
         ('pip install "diffattn[vizz]"', "setup.py has no extra vizz"),
         ("rm -rf outputs", "nobody knows how to check"),

@@ -1,4 +1,4 @@
-"""Every file of pipelines/, loaded both ways, gives what `enable` gives on the stock pipeline."""
+"""Every file of pipelines/, loaded both ways, gives what `enable` or `guide` gives on the stock pipeline."""
 
 import importlib
 from collections.abc import Callable
@@ -41,14 +41,29 @@ def image_to_video(pipe, **more):
     return wan.run(pipe, steps=2, image=Image.new("RGB", (160, 144), "red"), **more)
 
 
-hunyuan = next(case for case in PIPELINES if case.name == "HunyuanVideoPipeline")
+def run_short(case):
+    return lambda pipe, **more: case.run(pipe, steps=2, **more)
+
+
+stock = {case.name: case for case in PIPELINES}
+hunyuan, sd3, flux = (stock[name] for name in ("HunyuanVideoPipeline", "StableDiffusion3Pipeline", "FluxPipeline"))
 FILES = {
     "wan_sparse": FileCase("WanSparsePipeline", wan.text_to_video, lambda pipe, **more: wan.run(pipe, 2, **more)),
     "wan_i2v_sparse": FileCase("WanImageToVideoSparsePipeline", wan.image_to_video, image_to_video),
-    "hunyuan_video_sparse": FileCase(
-        "HunyuanVideoSparsePipeline", hunyuan.build, lambda pipe, **more: hunyuan.run(pipe, steps=2, **more)
-    ),
+    "hunyuan_video_sparse": FileCase("HunyuanVideoSparsePipeline", hunyuan.build, run_short(hunyuan)),
+    "sd3_guided": FileCase("StableDiffusion3GuidedPipeline", sd3.build, run_short(sd3)),
+    "flux_guided": FileCase("FluxGuidedPipeline", flux.build, run_short(flux)),
 }
+GUIDED = {"heads": [(0, 1), (1, 0)], "scale": 2.0, "strength": 0.5}
+
+
+def turn_on(file, pipe) -> dict:
+    """Turn the stock pipeline on; what the pipeline of the file is called with for the same."""
+    if file.endswith("_guided"):
+        diffattn.guide(pipe, **GUIDED)
+        return {"diffattn_config": GUIDED}
+    diffattn.enable(pipe, CONFIG, schedule=SCHEDULE)
+    return {"diffattn_config": CONFIG, "diffattn_schedule": SCHEDULE}
 
 
 def test_every_file_is_tested():
@@ -65,12 +80,12 @@ def test_a_file_loads_both_ways_and_equals_enable(file, tmp_path):
     stock = cls.__mro__[1](**loaded.components)
     stock.set_progress_bar_config(disable=True)
     dense = case.run(stock)
-    diffattn.enable(stock, CONFIG, schedule=SCHEDULE)
-    sparse = case.run(stock)
-    diffattn.disable(stock)
-    assert not torch.equal(sparse, dense)
+    options = turn_on(file, stock)
+    changed = case.run(stock)
+    diffattn.disable(stock), diffattn.unguide(stock)
+    assert not torch.equal(changed, dense)
     for pipe in (loaded, imported):
-        assert torch.equal(case.run(pipe, diffattn_config=CONFIG, diffattn_schedule=SCHEDULE), sparse)
+        assert torch.equal(case.run(pipe, **options), changed)
         assert torch.equal(case.run(pipe, diffattn_config=None), dense)
 
 
@@ -115,3 +130,14 @@ def test_what_cannot_be_put_back_is_refused(pipe):
     assert diffattn.summary(two).to_dict()["enabled"] and not diffattn.summary(pipe.transformer).to_dict()["enabled"]
     with pytest.raises(ValueError, match="a schedule goes with a method"):
         wan.run(pipe, 2, diffattn_config=None, diffattn_schedule=SCHEDULE)
+
+
+def test_a_guided_pipeline_is_not_guided_twice():
+    cls = importlib.import_module("diffattn.pipelines.sd3_guided").StableDiffusion3GuidedPipeline
+    guided = cls(**sd3.build().components)
+    diffattn.guide(guided, **GUIDED)
+    with pytest.raises(ValueError, match="guided already"):
+        run_short(sd3)(guided, diffattn_config=GUIDED)
+    diffattn.unguide(guided)
+    with pytest.raises(TypeError, match="haeds"):
+        run_short(sd3)(guided, diffattn_config={"haeds": [(0, 1)]})
