@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 
 import torch
 from diffusers.utils import logging
@@ -12,6 +13,7 @@ from torch import Tensor
 from .plan import Plan
 from .reference import reference_attention
 from .rows import build_pyramid, gather_rows, scatter_rows, tile_means
+from .slabs import by_slabs
 
 logger = logging.get_logger(__name__)
 
@@ -55,13 +57,39 @@ def attend(
         out, lse = reference_attention(query, key, value, plan, scale)
         out = out.to(query.dtype)
     else:
-        forward = _forward(impl)
-        rows = gather_rows(query, plan.query_rows, plan)
-        out, lse = forward(rows, build_pyramid(key, plan), build_pyramid(value, plan), plan, scale)
-        if plan.post is not None:
-            out = plan.post(out, tile_means(value, plan, plan.post.tile))
-        out, lse = scatter_rows(out, lse, plan)
+        key, value = (_own_rows(tensor, plan, query.shape[2]) for tensor in (key, value))
+        run = partial(by_slabs, _torch) if impl == "torch" else _triton
+        out, lse = run(query, key, value, plan, scale)
     return (out, lse) if return_lse else out
+
+
+def _torch(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
+    from .torch_tiles import forward
+
+    return _on_rows(forward, query, key, value, plan, scale)
+
+
+def _triton(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
+    from .triton_forward import forward
+
+    return _on_rows(forward, query, key, value, plan, scale)
+
+
+def _on_rows(
+    forward: Callable, query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`forward` between the gather of tokens into rows and the scatter of rows into tokens."""
+    rows = gather_rows(query, plan.query_rows, plan)
+    out, lse = forward(rows, build_pyramid(key, plan), build_pyramid(value, plan), plan, scale)
+    if plan.post is not None:
+        out = plan.post(out, tile_means(value, plan, plan.post.tile))
+    return scatter_rows(out, lse, plan)
+
+
+def _own_rows(tensor: Tensor, plan: Plan, heads: int) -> Tensor:
+    """Key or value; one for each query head where every head has its own order, and so its own rows."""
+    groups = plan.order.shape[1] > 1 and tensor.shape[2] < heads
+    return tensor.repeat_interleave(heads // tensor.shape[2], 2) if groups else tensor
 
 
 def check_impl(impl: str) -> None:
@@ -99,14 +127,6 @@ def choose_impl(device: torch.device) -> tuple[str, str]:
 @cache
 def _explain(choice: str, reason: str) -> None:
     logger.info(f"impl='auto' runs {choice!r}: {reason}")
-
-
-def _forward(impl: str):
-    if impl == "torch":
-        from .torch_tiles import forward
-    else:
-        from .triton_forward import forward
-    return forward
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> None:

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffattn.kernels import torch_softmax
+from diffattn.kernels import slabs, torch_softmax
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernels_draws import inputs, plans
@@ -45,6 +45,33 @@ def assert_equals_the_oracle(query, key, value, plan, impl):
 def test_torch_equals_the_oracle_on_any_plan(data):
     plan = data.draw(plans())
     assert_equals_the_oracle(*data.draw(inputs(plan)), plan, "torch")
+
+
+@settings(max_examples=25, **DRAWN)
+@given(st.data())
+def test_one_head_at_a_time(data):
+    plan = data.draw(plans())
+    tensors = data.draw(inputs(plan))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slabs, "SLAB_BYTES", 1)
+        assert_equals_the_oracle(*tensors, plan, "torch")
+        leaves = [tensor.requires_grad_() for tensor in tensors]
+        out = attend(*leaves, plan, impl="torch")
+    whole = attend(*leaves, plan, impl="torch")
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
+    for got, wanted in zip(*(torch.autograd.grad(result, leaves, grad) for result in (out, whole))):
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("impl, pools", [("torch", (1,)), ("torch", (1, 4)), ("triton", (1,))])
+def test_grouped_heads_with_an_order_each(impl, pools):
+    generator = torch.Generator().manual_seed(0)
+    order = torch.stack([torch.randperm(80, generator=generator) for _ in range(4)])[None]
+    plan = replace(full_plan(77, pools=pools), order=order.where(order < 77, -1), _cache={})
+    lists = [replace(level, counts=level.counts - 1) for level in plan.lists]
+    plan = replace(plan, lists=tuple(lists), _cache={}).with_key_mask(torch.arange(77).expand(2, -1) != 5)
+    query, key, value = (torch.randn(2, 77, heads, 16, generator=generator) for heads in (4, 2, 2))
+    assert_equals_the_oracle(query, key, value, plan, impl)
 
 
 @settings(max_examples=25, **DRAWN)
