@@ -133,9 +133,9 @@ def _attend(
         return dense()
     if reason is None:
         placement = runtime.place(query.shape[1])
-        if not isinstance(placement, str):
+        reason = placement if isinstance(placement, str) else runtime.why_not_worth(layer, query, key, placement)
+        if reason is None:
             return runtime.run(layer, query, key, value, placement, key_mask, scale)
-        reason = placement
     layer.count_dense(runtime.why_held(layer) if reason == HELD else reason)
     return dense()
 

@@ -155,6 +155,20 @@ class Plan:
         return any(lists.partial is not None for lists in self.lists)
 
     @property
+    def masks_only(self) -> bool:
+        """Whether the plan is dense attention with a mask: tokens as keys, each seen once, and nothing after it."""
+        return len(self.lists) == 1 and self.lists[0].pool == 1 and self.q_rows is None and self.post is None
+
+    @cached_property
+    def full(self) -> bool:
+        """Whether the plan is dense attention without a mask."""
+        if not self.masks_only or self.key_mask is not None or self.partial:
+            return False
+        tiles = self.level_rows(self.lists[0]) // self.lists[0].tile
+        # the width of the lists is known without waiting for the device
+        return self.lists[0].indices.shape[-1] >= tiles and bool((self.lists[0].counts == tiles).all())
+
+    @property
     def shared(self) -> bool:
         """Whether all batch entries and heads have the same plan."""
         tensors = [self.order, self.query_rows, *(lists.counts for lists in self.lists)]
