@@ -104,7 +104,8 @@ class SparseProcessorMixin(InterceptedProcessorMixin):
 
 
 class _Running(threading.local):
-    processor: InterceptedProcessorMixin | None = None
+    def __init__(self) -> None:
+        self.processor: InterceptedProcessorMixin | None = None
 
 
 _running = _Running()

@@ -318,3 +318,21 @@ def test_an_output_class_is_guided_like_a_tuple():
     inputs = case("Wan").inputs()
     with torch.no_grad(), guided(transformer, HEADS):
         assert torch.equal(transformer(**inputs).sample, transformer(**inputs, return_dict=False)[0])
+
+
+def test_compiled_blocks_serve_any_heads_with_the_same_graphs():
+    torch._dynamo.reset()
+    pipe = wan.text_to_video()
+    chosen = [{(1, 0): 0.5, (2, 1): 1.0}, {(1, 1): 0.2, (2, 0): 0.7}]
+    wanted = []
+    for heads in chosen:
+        with guided(pipe, heads):
+            wanted.append(wan.run(pipe, 2))
+    pipe.transformer.compile_repeated_blocks(backend="eager")
+    graphs = []
+    for heads, latents in zip(chosen, wanted):
+        with guided(pipe, heads):
+            close(wan.run(pipe, 2), latents)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[1] and not torch._dynamo.utils.counters["graph_break"]
+    torch._dynamo.reset()
