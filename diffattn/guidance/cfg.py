@@ -111,6 +111,11 @@ class PipelineCfg:
             raise ValueError(f"rescale needs the scale of classifier-free guidance in {self.name}: give cfg_scale=")
         return (second or pipe.guidance_scale) + self.name.startswith(SCALED_BY_ONE_MORE)
 
+    @property
+    def off(self) -> bool:
+        """Whether this run is known to do no classifier-free guidance."""
+        return getattr(self._pipe(), "do_classifier_free_guidance", None) is False
+
     def _on(self) -> bool:
         """Whether the pipeline does classifier-free guidance in this run."""
         pipe = self._pipe()

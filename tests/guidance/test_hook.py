@@ -198,6 +198,16 @@ def test_uncond_is_perturbed_without_any_extra_pass(name):
         close(log.results[-1], perturbed + g * (cond - perturbed))
 
 
+def test_uncond_without_cfg_says_that_it_does_nothing(monkeypatch):
+    said = []
+    monkeypatch.setattr("diffattn.guidance.hook.logger.warning", said.append)
+    pipe = wan.text_to_video()
+    plain = wan.run(pipe, 2, guidance_scale=1.0)
+    with guided(pipe, HEADS, apply_to="uncond"):
+        assert torch.equal(wan.run(pipe, 2, guidance_scale=1.0), plain)
+    assert len(said) == 1 and "without classifier-free guidance" in said[0]
+
+
 def test_any_order_with_sparse_attention_and_the_very_same_processors():
     pipe = wan.text_to_video()
     processors = [block.attn1.processor for block in pipe.transformer.blocks]
