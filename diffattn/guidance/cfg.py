@@ -52,6 +52,7 @@ FAMILIES_NOT_AFFINE = {
     "StableDiffusion3PAG": OWN,
     "PixArtSigmaPAG": OWN,
 }
+SILENT = ("PixArt",)  # keep g to themselves
 CHANGING = ("CogVideoX", "ConsisID")  # with use_dynamic_cfg
 SCALED_BY_ONE_MORE = ("Cosmos",)  # c + g (c - u)
 
@@ -110,9 +111,16 @@ class PipelineCfg:
             raise ValueError(f"rescale needs the scale of classifier-free guidance in {self.name}: give cfg_scale=")
         return (second or pipe.guidance_scale) + self.name.startswith(SCALED_BY_ONE_MORE)
 
+    @property
+    def off(self) -> bool:
+        """Whether this run is known to do no classifier-free guidance."""
+        return getattr(self._pipe(), "do_classifier_free_guidance", None) is False
+
     def _on(self) -> bool:
         """Whether the pipeline does classifier-free guidance in this run."""
         pipe = self._pipe()
+        if self.name.startswith(SILENT):
+            return self.guidance_scale > 1
         if hasattr(pipe, "do_classifier_free_guidance"):
             return pipe.do_classifier_free_guidance
         return pipe is not None and getattr(pipe, "guidance_scale", 0) > 1
@@ -154,6 +162,8 @@ class PipelineCfg:
                 f"diffattn.guide cannot serve {self.name}: {why}, so that nothing can be added from outside. Use "
                 "diffattn.HeadPerturbationGuidance with the modular pipeline of this family"
             )
+        if self.name.startswith(SILENT) and self.guidance_scale is None:
+            raise ValueError(f"{self.name} does not tell its guidance_scale: give cfg_scale= as well, 1 for none")
         if not self._known(pipe):
             raise ValueError(
                 f"diffattn.guide does not know how {self.name} does classifier-free guidance. Known are pipelines "

@@ -24,6 +24,7 @@ from .blocks import Skip, Tree, hollow, replaced_forward, take_samples
 from .model import map_model
 from .processors import guided_processor
 from .selection import Selection
+from .strengths import Strengths
 from .targets import AttentionCall, perturb
 
 logger = logging.get_logger(__name__)
@@ -114,10 +115,11 @@ class Perturber:
                     stack.enter_context(self._block(name, partial(_hand_through, prefix.outputs[name])))
                 name = self.model.blocks[first]
                 stack.enter_context(self._block(name, partial(_with_inputs, prefix.inputs)))
-                known = {self._reused_layer(selection, name): iter(prefix.attention)}
-            for name in selection.strengths:
+                known = {self._reused_layer(selection, name): list(prefix.attention)}
+            for name, strengths in selection.strengths.items():
                 if self.model.block_of(name) not in selection.skipped:
-                    act = partial(self._perturb, selection, name, known.get(name, iter(())))
+                    target = partial(self._local, name) if selection.target == "local" else selection.target
+                    act = partial(self._perturb, strengths, target, selection.rows, known.get(name, []))
                     stack.enter_context(self._processor(name, act))
             yield
 
@@ -138,15 +140,22 @@ class Perturber:
         start = at.shift or at.grid.video_start
         return start, start + at.grid.video_tokens
 
-    def _perturb(self, selection: Selection, name: str, known: Iterator[Tensor], call: AttentionCall) -> Tensor:
-        strengths = selection.strengths[name]
+    def _perturb(
+        self,
+        strengths: Strengths,
+        target: str | Callable[[AttentionCall], Tensor],
+        rows: str,
+        known: list[Tensor],
+        call: AttentionCall,
+    ) -> Tensor:
         if strengths.samples not in (1, len(call.query)):
             raise NotImplementedError(
-                f"{name} is called with {len(call.query)} samples at a time, heads were chosen for {strengths.samples}"
+                f"{self.model.model} runs its attention with {len(call.query)} samples at a time, heads were chosen "
+                f"for {strengths.samples}"
             )
-        call = replace(call, image=self.image(call.query.shape[1]))
-        target = partial(self._local, name) if selection.target == "local" else selection.target
-        return perturb(call, strengths, target, selection.rows, next(known, None))
+        if rows != "all":
+            call = replace(call, image=self.image(call.query.shape[1]))
+        return perturb(call, strengths, target, rows, known.pop(0) if known else None)
 
     def _local(self, name: str, call: AttentionCall) -> Tensor:
         """What sparse attention gives, as a weak version of the dense one."""

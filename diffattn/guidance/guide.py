@@ -61,7 +61,7 @@ def guide(
         strength (`float`, *optional*, defaults to 1.0): u, from 0 to 1: each head gives `O + u (target - O)`.
             Multiplies the strengths that heads have of their own.
         target, rows, apply_to, start, stop, rescale, schedule, schedule_by (*optional*): see [`GuidanceConfig`].
-        cfg_scale (`float`, *optional*): g, where `rescale` needs it and the pipeline does not tell.
+        cfg_scale (`float`, *optional*): g, where `rescale` or PixArt needs it and the pipeline does not tell.
         local ([`AttentionConfig`], *optional*): the sparse attention of `target="local"`, [`NeighborhoodConfig`] by
             default.
         share_prefix (`bool`, *optional*, defaults to `True`): start the extra pass at its first perturbed block. The

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from diffusers.utils import logging
 from torch import Tensor, nn
 
 from .._compat import HookRegistry, ModelHook, StateManager, renamed_context
@@ -18,6 +19,8 @@ from .config import GuidanceConfig
 from .engine import Perturber, Prefix
 from .outputs import predictions, with_predictions
 from .selection import Selection
+
+logger = logging.get_logger(__name__)
 
 HOOK = "diffattn.guidance"
 
@@ -95,6 +98,7 @@ class GuidanceHook(ModelHook):
         self.passes, self.cost = 0, 0.0
         self._call: _Call | None = None
         self._cond: _Cond | None = None
+        self._said = False
         self._handles: list = []
         self._owner = weakref.ref(perturber.transformer)  # a copy of the hook keeps it
 
@@ -173,6 +177,9 @@ class GuidanceHook(ModelHook):
             selection = selection.beside_others(len(inputs["hidden_states"]) // 2, first=True)
         if call.kind != COND:
             call.within.enter_context(self.perturber.perturbing(selection))
+        elif self.cfg.off and not self._said:
+            self._said = True
+            logger.warning("apply_to='uncond' does nothing here: the pipeline runs without classifier-free guidance")
 
     def _perturbed(self, module: nn.Module, call: _Call, args: tuple, kwargs: dict, batch: int) -> list[Tensor]:
         """The perturbed pass of the conditional samples."""

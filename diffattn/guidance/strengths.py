@@ -23,6 +23,7 @@ class Strengths:
             at = values.cpu()
             self.perturbed = [head for head in heads if at[:, head].any()]
             self.replaced = [head for head in heads if (at[:, head] == 1).all()]
+        self.whole = len(self.replaced) == len(heads)
         self._made: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def __bool__(self) -> bool:
@@ -33,13 +34,22 @@ class Strengths:
         """Rows of u; 1 where all samples are alike."""
         return self.values.shape[0]
 
-    def weights(self, like: Tensor) -> Tensor:
-        """u `(B|1, h)` of the perturbed heads, on the device and in the dtype of `like`."""
-        if self.values.requires_grad:
-            return self.values.to(like)
+    def heads(self) -> tuple[list[int], list[int]]:
+        """The heads that are perturbed, and those of them that are replaced in every sample.
+
+        A compiled graph takes all heads alike, so that it serves whatever heads are chosen.
+        """
+        if torch.compiler.is_compiling() and not self.whole:
+            return list(range(self.values.shape[1])), []
+        return self.perturbed, self.replaced
+
+    def weights(self, like: Tensor, heads: list[int]) -> Tensor:
+        """u `(B|1, h)` of some heads, on the device and in the dtype of `like`."""
+        if self.values.requires_grad or torch.compiler.is_compiling():
+            return self.values[:, heads].to(like)
         at = (like.device, like.dtype)
         if at not in self._made:
-            self._made[at] = self.values[:, self.perturbed].to(like)
+            self._made[at] = self.values[:, heads].to(like)
         return self._made[at]
 
     def beside_others(self, samples: int, first: bool) -> Strengths:

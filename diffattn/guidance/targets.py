@@ -93,16 +93,17 @@ def perturb(
         raise NotImplementedError("only self-attention can be perturbed: query and key sequences differ")
     first, last = _rows(call, rows)
     every = (first, last) == (0, call.query.shape[1])
-    out = _unperturbed(call, strengths.replaced if every else [], known)
-    some = call.heads(strengths.perturbed)
+    perturbed, replaced = strengths.heads()
+    out = _unperturbed(call, replaced if every else [], known)
+    some = call.heads(perturbed)
     if rows == "image_block":
         wanted = _image_block(some)
     else:
         wanted = (TARGET_FUNCTIONS[target] if isinstance(target, str) else target)(some)
         wanted = wanted if wanted.shape[1] == 1 else wanted[:, first:last]
-    weight = strengths.weights(out)[:, None, :, None]
-    current = out[:, first:last, strengths.perturbed]
-    out[:, first:last, strengths.perturbed] = torch.lerp(current, wanted.expand_as(current), weight)
+    weight = strengths.weights(out, perturbed)[:, None, :, None]
+    current = out[:, first:last, perturbed]
+    out[:, first:last, perturbed] = torch.lerp(current, wanted.expand_as(current), weight)
     return out
 
 

@@ -198,6 +198,16 @@ def test_uncond_is_perturbed_without_any_extra_pass(name):
         close(log.results[-1], perturbed + g * (cond - perturbed))
 
 
+def test_uncond_without_cfg_says_that_it_does_nothing(monkeypatch):
+    said = []
+    monkeypatch.setattr("diffattn.guidance.hook.logger.warning", said.append)
+    pipe = wan.text_to_video()
+    plain = wan.run(pipe, 2, guidance_scale=1.0)
+    with guided(pipe, HEADS, apply_to="uncond"):
+        assert torch.equal(wan.run(pipe, 2, guidance_scale=1.0), plain)
+    assert len(said) == 1 and "without classifier-free guidance" in said[0]
+
+
 def test_any_order_with_sparse_attention_and_the_very_same_processors():
     pipe = wan.text_to_video()
     processors = [block.attn1.processor for block in pipe.transformer.blocks]
@@ -318,3 +328,21 @@ def test_an_output_class_is_guided_like_a_tuple():
     inputs = case("Wan").inputs()
     with torch.no_grad(), guided(transformer, HEADS):
         assert torch.equal(transformer(**inputs).sample, transformer(**inputs, return_dict=False)[0])
+
+
+def test_compiled_blocks_serve_any_heads_with_the_same_graphs():
+    torch._dynamo.reset()
+    pipe = wan.text_to_video()
+    chosen = [{(1, 0): 0.5, (2, 1): 1.0}, {(1, 1): 0.2, (2, 0): 0.7}]
+    wanted = []
+    for heads in chosen:
+        with guided(pipe, heads):
+            wanted.append(wan.run(pipe, 2))
+    pipe.transformer.compile_repeated_blocks(backend="eager")
+    graphs = []
+    for heads, latents in zip(chosen, wanted):
+        with guided(pipe, heads):
+            close(wan.run(pipe, 2), latents)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[1] and not torch._dynamo.utils.counters["graph_break"]
+    torch._dynamo.reset()
