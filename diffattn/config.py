@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from .grid import TokenGrid
+from .kernels.handles import number_of
 from .kernels.plan import Plan
 
 
@@ -21,6 +22,14 @@ class AttentionConfig:
 
     method: ClassVar[str]
     dynamic: ClassVar[bool] = False
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> AttentionConfig:
+        self = super().__new__(cls)
+        object.__setattr__(self, "number", number_of(self))  # by which operators in compiled graphs find it
+        return self
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != "number"}
 
     def plan(
         self,

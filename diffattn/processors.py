@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ._compat import dispatch_attention_fn, register_backend, register_processor
-from .compiled import compiled_attention, number_of
+from .compiled import compiled_attention
+from .kernels.handles import number_of
 from .layer import Layer
 from .models.adapter import Adapter
 from .runtime import HELD, Runtime

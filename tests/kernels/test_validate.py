@@ -29,7 +29,7 @@ def swapped(at, token):
 WRONG = [
     ({"counts": 3}, r"counts of the lists of pool 1 must be from 0 to 2, the entries there are, got 3 at \[0, 0, 0\]"),
     ({"counts": -1}, "counts of the lists of pool 1 must be from 0 to 2.*got -1"),
-    ({"indices": ((0, 1), (1, 2))}, r"indices of the lists of pool 1 must be tiles from 0 to 1, got 2 at \[0, 0, 1, 1"),
+    ({"indices": ((0, 1), (1, 2))}, r"indices of the lists of pool 1 must be tiles from 0 to 1, got 2 at \[0, 0, 1"),
     ({"indices": ((0, -1), (1, 0))}, "tiles from 0 to 1, got -1"),
     ({"indices": ((0, 1), (1, 1))}, r"must hold a tile at most once, got 1 at \[0, 0, 1, 1\]"),
     ({"order": swapped(3, 4)}, r"order\[0, 0\] holds token 3 0 times: it must hold each of the 32 tokens"),
