@@ -46,13 +46,13 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_grad_enabled(False)
     jobs = list(_jobs(options))
     rows, wrong = [], []
-    with tqdm(jobs, disable=options.json, file=sys.stderr) as progress:
-        for name, job in progress:
+    with tqdm(total=len(jobs), disable=options.json, file=sys.stderr) as progress:
+        while jobs and not wrong:
+            name, job = jobs.pop(0)  # with its inputs, which need not outlive it
             progress.set_description(name)
             for row in job():
                 (wrong if row.wrong and row.name == "diffattn" else rows).append(row)
-            if wrong:
-                break
+            progress.update()
     if wrong:
         print("\n".join(f"{row.section} {row.where}: {row.wrong}" for row in wrong), file=sys.stderr)
         return 1

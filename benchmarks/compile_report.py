@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     todo = list(cases(args.arch, args.quick))
     if os.environ.pop("TRITON_INTERPRET", None) or not args.quick:  # triton reads it once: new processes see it gone
-        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
             results = list(zip(todo, pool.map(compile_case, todo)))
     else:
         results = [(case, compile_case(case)) for case in todo]

@@ -6,24 +6,13 @@ graph, of every int that differs. What Python does for a call (plans, counts, lo
 
 from __future__ import annotations
 
-import itertools
-import weakref
 from typing import Any
 
 import torch
 from torch import Tensor
 
-AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
-
-_numbers = itertools.count()
-_processors: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
-
-
-def number_of(processor: Any) -> Tensor:
-    """A 0-dim int64 tensor on the CPU by which the operator finds a processor again."""
-    number = next(_numbers)
-    _processors[number] = processor
-    return torch.tensor(number)
+from .kernels.handles import thing_of
+from .kernels.operator import gradients_of
 
 
 @torch.library.custom_op("diffattn::attention", mutates_args=())
@@ -37,7 +26,7 @@ def compiled_attention(
     scale: float | None,
 ) -> Tensor:
     """query, key, value `(B, S, H, D)`, key mask `(B, S)`; `grid` is what `Runtime.place` takes."""
-    processor = _processors[int(number)]
+    processor = thing_of(number)
     runtime, layer = processor.runtime, processor.layer
     placement = runtime.place(query.shape[1], tuple(grid[:3]), *grid[3:])
     reason = placement if isinstance(placement, str) else runtime.why_not_worth(layer, query, key, placement)
@@ -64,17 +53,16 @@ def _gradients(
     scale: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value; the forward is run again."""
-    # an operator runs below autograd, which has to be let in again
-    with torch.enable_grad(), torch._C._SetExcludeDispatchKeyGuard(AUTOGRAD, False):
-        leaves = [tensor.detach().requires_grad_() for tensor in (query, key, value)]
-        processor = _processors[int(number)]
-        runtime, layer = processor.runtime, processor.layer
-        placement = runtime.place(query.shape[1], tuple(grid[:3]), *grid[3:])
+    processor = thing_of(number)
+    runtime, layer = processor.runtime, processor.layer
+    placement = runtime.place(query.shape[1], tuple(grid[:3]), *grid[3:])
+
+    def run(*leaves: Tensor) -> Tensor:
         if isinstance(placement, str) or runtime.why_not_worth(layer, query, key, placement):
-            out = _dense(*leaves, key_mask, scale)
-        else:
-            out = runtime.run(layer, *leaves, placement, key_mask, scale)
-        return tuple(part.contiguous() for part in torch.autograd.grad(out, leaves, grad))
+            return _dense(*leaves, key_mask, scale)
+        return runtime.run(layer, *leaves, placement, key_mask, scale)
+
+    return gradients_of(run, (query, key, value), (grad,))
 
 
 @_gradients.register_fake

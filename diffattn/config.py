@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from .grid import TokenGrid
+from .kernels.handles import number_of
 from .kernels.plan import Plan
 
 if TYPE_CHECKING:
@@ -25,6 +26,14 @@ class AttentionConfig:
 
     method: ClassVar[str]
     dynamic: ClassVar[bool] = False
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> AttentionConfig:
+        self = super().__new__(cls)
+        object.__setattr__(self, "number", number_of(self))  # by which operators in compiled graphs find it
+        return self
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != "number"}
 
     def plan(
         self,

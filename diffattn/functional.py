@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .compiled_functional import compiled_sparse_attention
 from .config import AttentionConfig
 from .config import config as config_by_name
 from .grid import TokenGrid
@@ -57,7 +58,7 @@ def sparse_attention(
     impl: str = "auto",
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Attention of one layer by a sparse method.
+    """Attention of one layer by a sparse method; one node in graphs of torch.compile.
 
     Args:
         query (`torch.Tensor`): `(B, S, H, D)`, S the tokens of `grid`, after norm and RoPE.
@@ -76,6 +77,11 @@ def sparse_attention(
     >>> sparse_attention(query, key, value, grid=TokenGrid(5, 9, 10), config="radial").shape
     torch.Size([2, 450, 4, 32])
     """
+    if torch.compiler.is_compiling():
+        at = [grid.frames, grid.height, grid.width, grid.text, int(grid.text_first)]
+        method = (config, None) if isinstance(config, str) else (None, config.number)
+        out, lse = compiled_sparse_attention(query, key, value, key_mask, at, *method, layer, scale, impl)
+        return (out, lse) if return_lse else out
     plan = make_plan(config, grid, query, key, layer)
     if key_mask is not None:
         plan = plan.with_key_mask(key_mask)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ._compat import register_backend, register_processor
 from .calls import Call, Dense, answer, dispatched, running
-from .compiled import number_of
+from .kernels.handles import number_of
 from .layer import Layer
 from .models.adapter import Adapter
 from .parallel import check_parallel, exchanged

@@ -131,8 +131,9 @@ class Runtime:
     def why_not_worth(self, layer: Layer, query: Tensor, key: Tensor, placement: Placement) -> str | None:
         """With impl `"auto"`, why the model's own dense backend is to serve a call that could be sparse.
 
-        A plan that keeps nearly all of a long sequence takes longer than dense attention, which keeps the rest as
-        well. Of methods that plan every call anew the density asked for decides. Short sequences run by their plan.
+        A plan that keeps nearly all takes longer than dense attention, which keeps the rest as well. Short sequences
+        are `attend`'s, which has a dense form of the plan itself. Of methods that plan every call anew the density
+        asked for decides.
         """
         if self.impl != "auto" or query.shape[1] <= MASK_TOKENS:
             return None

@@ -11,6 +11,7 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from .dense import dense_attention, why_dense
+from .operator import compiled_attend
 from .plan import Plan
 from .reference import reference_attention
 from .rows import build_pyramid, gather_rows, scatter_rows, tile_means
@@ -34,7 +35,7 @@ def attend(
     return_lse: bool = False,
     check: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Attention over the query-key tiles of `plan`.
+    """Attention over the query-key tiles of `plan`; one node in graphs of torch.compile, whatever the plan.
 
     Args:
         query (`torch.Tensor`): `(B, S, H, D)`, floating point, D at most 256.
@@ -57,6 +58,9 @@ def attend(
         ValueError: shapes, dtypes or devices that do not fit each other or the plan, or an unknown `impl`.
         NotImplementedError: the plan needs what the named `impl` cannot do.
     """
+    if torch.compiler.is_compiling():
+        out, lse = compiled_attend(query, key, value, plan.number, scale, impl, check)
+        return (out, lse) if return_lse else out
     _check(query, key, value, plan)
     if check:
         check_contents(plan)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .affine import Affine
 from .boxes import Boxes
+from .handles import number_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +96,10 @@ class Plan:
     boxes: Boxes | None = None
     post: Affine | None = None
     _cache: dict = field(default_factory=dict, repr=False)
+    number: Tensor = field(init=False, repr=False)  # by which the operator in compiled graphs finds the plan
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "number", number_of(self))
         for name, rows in (("order", self.order), ("q_rows", self.query_rows)):
             if rows.ndim != 3 or rows.shape[-1] % self.block_q:
                 raise ValueError(
@@ -127,6 +130,9 @@ class Plan:
                 raise ValueError("post cannot go with q_rows: rows of one token would be scaled before they merge")
             if self.post.weights.shape[-2:] != (tiles, self.order.shape[-1] // self.post.tile):
                 raise ValueError(f"post must cover {tiles} query tiles, got weights {tuple(self.post.weights.shape)}")
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state | {"number": number_of(self)})  # copies and pickles are plans of their own
 
     def with_key_mask(self, key_mask: Tensor) -> Plan:
         """The same plan, ignoring the keys where the `(B, S)` boolean `key_mask` is False."""
