@@ -10,6 +10,7 @@ from .env import env
 from .errors import CommandError
 from .generate import generate
 from .inspect import inspect
+from .recall import recall
 
 app = typer.Typer(
     help="Sparse attention for diffusers pipelines.",
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(inspect)
+app.command()(recall)
 app.command()(env)
 
 
