@@ -1,13 +1,16 @@
 """The quality study: its controls, its sentences, and a run of it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from benchmarks import distances, planning, quality, report
+from benchmarks.contenders import METHODS
 from benchmarks.controls import RandomBlocks, TopBlocks, TopTokens, best_tokens
 from benchmarks.end_to_end import similarity
-from benchmarks.measures import Result
-from benchmarks.sources import Sample
+from benchmarks.measures import Result, measure
+from benchmarks.sources import Sample, synthetic
 from diffattn import TokenGrid, attend
 from diffattn.synthetic import structured_qkv
 
@@ -35,6 +38,17 @@ def test_random_blocks_are_as_many_as_the_best_and_differ_by_layer_and_seed():
     assert all(torch.equal(lists.counts, best.counts.expand_as(lists.counts)) for lists in drawn)
     assert torch.equal(again.indices, drawn[0].indices)
     assert not torch.equal(drawn[0].indices, drawn[1].indices) and not torch.equal(drawn[0].indices, drawn[2].indices)
+
+
+def test_methods_beat_the_controls_on_rough_fields():
+    """PSA and Rectified better than top-k blocks, all better than random blocks, auto by far (issue's bounds)."""
+    (sample,) = synthetic(TokenGrid(8, 16, 16), 1, octaves=4)
+    sample = replace(sample, **{name: getattr(sample, name)[:, :, :2] for name in ("query", "key", "value")})
+    error = {result.name: result.scores["error"] for result in measure(sample, [0.145])}
+    assert error["auto"] <= 0.6 * min(error["pyramid"], error["rectified"])
+    assert error["auto"] <= 0.4 * error["top-k blocks"]
+    assert max(error["pyramid"], error["rectified"]) < error["top-k blocks"]
+    assert all(error[name] < error["random blocks"] for name in METHODS)
 
 
 def test_findings_name_who_loses_and_who_overspends():
