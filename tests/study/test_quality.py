@@ -41,7 +41,7 @@ def test_random_blocks_are_as_many_as_the_best_and_differ_by_layer_and_seed():
 
 
 def test_methods_beat_the_controls_on_rough_fields():
-    """PSA and Rectified better than top-k blocks, all better than random blocks, auto by far (issue's bounds)."""
+    """PSA and Rectified better than top-k blocks, all better than random blocks, auto far ahead."""
     (sample,) = synthetic(TokenGrid(8, 16, 16), 1, octaves=4)
     sample = replace(sample, **{name: getattr(sample, name)[:, :, :2] for name in ("query", "key", "value")})
     error = {result.name: result.scores["error"] for result in measure(sample, [0.145])}
