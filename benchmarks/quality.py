@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     study, scores, title = STUDIES[options.source]
     results, text = study(options)
     stem = f"quality-{options.source}{'-every-call' * options.every_call}"
-    command = f"python -m benchmarks.quality --source {options.source}{' --every-call' * options.every_call}"
+    command = " ".join(["python -m benchmarks.quality", *(sys.argv[1:] if arguments is None else arguments)])
     text = f"# Quality at equal density: {title}\n\n`{command}`\n\n![plot]({stem}.png)\n\n{text}"
     text += "\nWhat this shows, and what it does not: [quality.md](quality.md).\n"
     print(text)

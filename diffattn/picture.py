@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .kernels.plan import Plan
+
+if TYPE_CHECKING:
+    from .recall import Recall
 
 PIXELS = 512
 STOPS = ((0.07, 0.15, 0.42), (0.13, 0.49, 0.66), (0.55, 0.79, 0.62), (0.98, 0.89, 0.55))  # from exact to coarse
@@ -72,6 +75,28 @@ def draw_plan(plan: Plan, path: Path, title: str = "", head: int = 0) -> None:
     handles = [patch(facecolor=colour, edgecolor="gray", label=names.get(level, f"mean of {level}"))
                for level, colour in colours.items()]  # fmt: skip
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def draw_recall(recalls: list[Recall], path: Path, title: str = "") -> None:
+    """Write two maps of layers down and heads across as a PNG: mass on exact keys, and error of the output.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    figure_class, _ = _matplotlib()
+    figure = figure_class(figsize=(7.5, 0.42 * len(recalls) + 1.8), layout="constrained")
+    for axes, name, meaning, colours in zip(
+        figure.subplots(1, 2), ("exact", "error"), ("mass on exact keys", "error of the output"), ("YlGnBu", "OrRd")
+    ):
+        values = torch.stack([getattr(part, name) for part in recalls])
+        axes.imshow(values.numpy(), cmap=colours, vmin=0, vmax=1, aspect="auto")
+        for place, value in zip(torch.cartesian_prod(*map(torch.arange, values.shape)).tolist(), values.flatten()):
+            shade = "white" if value > 0.55 else "black"
+            axes.text(place[1], place[0], f"{value:.2f}", ha="center", va="center", fontsize=8, color=shade)
+        axes.set(title=meaning, xlabel="head", ylabel="layer", xticks=range(values.shape[1]))
+        axes.set_yticks(range(len(recalls)), [part.layer for part in recalls])
+    figure.suptitle(title)
     figure.savefig(path, dpi=120)
 
 

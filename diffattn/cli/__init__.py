@@ -12,6 +12,7 @@ from .env import env
 from .errors import CommandError
 from .generate import generate
 from .inspect import inspect
+from .recall import recall
 
 app = typer.Typer(
     help="Sparse attention for diffusers pipelines.",
@@ -24,6 +25,7 @@ app.command()(generate)
 app.command()(inspect)
 app.command()(compare)
 app.command()(demo)
+app.command()(recall)
 app.command()(env)
 
 

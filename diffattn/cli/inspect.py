@@ -13,6 +13,7 @@ from ..functional import make_plan
 from ..grid import TokenGrid
 from ..kernels.plan import Plan
 from .errors import CommandError, user_errors
+from .output import check_png
 
 
 def inspect(
@@ -32,7 +33,7 @@ def inspect(
 ) -> None:
     """Print what a method computes on a grid of tokens, and draw its attention map."""
     if output is not None:
-        _check_png(output, force)
+        check_png(output, force)
     with user_errors(ValueError, TypeError):
         chosen = _config(method, density, options)
         grid = TokenGrid(frames, height, width, text, text_first)
@@ -89,15 +90,6 @@ def _plan(chosen: AttentionConfig, grid: TokenGrid, layer: int, seed: int) -> Pl
 
     query, key, _ = structured_qkv(grid, heads=1, seed=seed)
     return make_plan(chosen, grid, query, key, layer)
-
-
-def _check_png(path: Path, force: bool) -> None:
-    if path.suffix.lower() != ".png":
-        raise CommandError(f"the output must end in .png, got {str(path)!r}")
-    if not path.absolute().parent.is_dir():
-        raise CommandError(f"the folder of the output does not exist: {path.absolute().parent}")
-    if path.exists() and not force:
-        raise CommandError(f"{path} exists; --force overwrites it")
 
 
 def _text(value: object) -> str:

@@ -57,3 +57,13 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def check_png(path: Path, force: bool) -> None:
+    """Raise unless a PNG can be written there."""
+    if path.suffix.lower() != ".png":
+        raise CommandError(f"the output must end in .png, got {str(path)!r}")
+    if not path.absolute().parent.is_dir():
+        raise CommandError(f"the folder of the output does not exist: {path.absolute().parent}")
+    if path.exists() and not force:
+        raise CommandError(f"{path} exists; --force overwrites it")

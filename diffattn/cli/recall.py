@@ -1,0 +1,80 @@
+"""`diffattn recall`: how much of a model's attention a method keeps, layer by layer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from ..config import config
+from ..recall import Recall, attention_recall
+from .errors import CommandError, user_errors
+from .generate import TINY_DEFAULTS
+from .load import TINY, load_pipeline
+from .output import check_png
+
+PROMPT = "a red circle moves right over a blue background"
+
+
+def recall(
+    prompt: Annotated[str, typer.Argument(help="What the video shows.")] = PROMPT,
+    method: Annotated[str, typer.Option(help="Attention method.")] = "auto",
+    density: Annotated[float, typer.Option(help="Share of attention to compute, 0 to 1.")] = 0.2,
+    model: Annotated[str, typer.Option(help="Hub id or pipeline folder; 'tiny' is the embedded model.")] = TINY,
+    steps: Annotated[int, typer.Option(help="Denoising steps of the run.")] = 10,
+    step: Annotated[int, typer.Option(help="The step that is looked at, from 0.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The png to draw into.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Run a model densely on PROMPT and tell what a method would have kept of its attention in every layer."""
+    if output is not None:
+        check_png(output, force)
+    if not 0 <= step < steps:
+        raise CommandError(f"step must be from 0 to {steps - 1} in a run of {steps}, got {step}")
+    with user_errors(ValueError):
+        chosen = config(method, density=density)
+    found = _recalls(_run(model, prompt, steps, step, seed), chosen)
+    if output is not None:
+        from ..picture import draw_recall
+
+        with user_errors(ImportError):
+            draw_recall(found, output, title=f"{method}, density {density:g}, step {step} of {steps}")
+    if as_json:
+        typer.echo(json.dumps([_row(part) for part in found], indent=2))
+        return
+    typer.echo("layer  density  exact   seen    error")
+    for part in map(_row, found):
+        typer.echo("{layer:<5}  {density:.3f}    {exact:.3f}   {seen:.3f}   {error:.3f}".format(**part))
+    typer.echo(
+        "exact, seen: share of the attention mass on keys kept one by one, and as means too; error: of the output"
+    )
+
+
+def _run(model: str, prompt: str, steps: int, step: int, seed: int) -> list[Any]:
+    from ..capture import capture
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipe = load_pipeline(model, device, "float32" if device == "cpu" else "bfloat16")
+    options = {**(TINY_DEFAULTS if model == TINY else {}), "num_inference_steps": steps}
+    noise = torch.Generator("cpu").manual_seed(seed)
+    with user_errors(ValueError, TypeError), capture(pipe, keep=lambda layer, now: now == step) as calls:
+        pipe(prompt=prompt, generator=noise, output_type="latent", **options)
+    if not calls:
+        raise CommandError(f"the pipeline made no self-attention call at step {step} that diffattn could serve")
+    return calls
+
+
+def _recalls(calls: list[Any], chosen: Any) -> list[Recall]:
+    """One for each layer: of its calls in the step, the first (with guidance, the prompt's)."""
+    first = {call.layer: call for call in reversed(calls)}
+    return [attention_recall(first[layer], chosen) for layer in sorted(first)]
+
+
+def _row(part: Recall) -> dict[str, float]:
+    shares = {name: round(float(getattr(part, name).mean()), 4) for name in ("exact", "seen", "error")}
+    return {"layer": part.layer, "density": round(part.density, 4), **shares}
