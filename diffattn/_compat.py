@@ -1,10 +1,11 @@
-"""Every private name of diffusers that diffattn touches, in one place. Written against diffusers 0.42."""
+"""Every private name of diffusers that diffattn touches, in one place: the same from diffusers 0.37 to 0.42."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import diffusers
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks._helpers import AttentionProcessorRegistry
 from diffusers.hooks.context_parallel import ContextParallelSplitHook
@@ -17,9 +18,11 @@ from diffusers.models.attention_dispatch import (
 from diffusers.models.attention_dispatch import _templated_context_parallel_attention as context_parallel_attention
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.utils.torch_utils import unwrap_module
+from packaging.version import Version
 from torch import nn
 
 __all__ = [
+    "DTYPE",
     "ContextParallelSplitHook",
     "HookRegistry",
     "ModelHook",
@@ -33,6 +36,10 @@ __all__ = [
     "register_processor",
     "unwrap_module",
 ]
+
+
+# the argument of `from_pretrained` before and since
+DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
 
 
 def hooks_before(module: nn.Module, name: str) -> list[ModelHook]:
@@ -58,11 +65,11 @@ def register_backend(name: str, attention: Callable) -> AttentionBackendName:
 def active_backend(backend: AttentionBackendName) -> Iterator[AttentionBackendName]:
     """Make `backend` the one of calls that name none, and give the one that was."""
     before = _AttentionBackendRegistry._active_backend
-    _AttentionBackendRegistry.set_active_backend(backend)
+    _AttentionBackendRegistry._active_backend = backend
     try:
         yield before
     finally:
-        _AttentionBackendRegistry.set_active_backend(before)
+        _AttentionBackendRegistry._active_backend = before
 
 
 def register_processor(cls: type, like: type) -> None:
