@@ -12,6 +12,7 @@ from .assets import tiny_wan  # noqa: E402
 from .config import AttentionConfig, config  # noqa: E402
 from .functional import make_plan, sparse_attention  # noqa: E402
 from .grid import TokenGrid  # noqa: E402
+from .guidance import GuidanceConfig, HeadPerturbationGuidance, HeadSet, guide, unguide  # noqa: E402
 from .kernels.attend import attend  # noqa: E402
 from .kernels.plan import Plan, TileList  # noqa: E402
 from .methods import (  # noqa: E402
@@ -30,6 +31,9 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionConfig",
     "AutoConfig",
+    "GuidanceConfig",
+    "HeadPerturbationGuidance",
+    "HeadSet",
     "NeighborhoodConfig",
     "Plan",
     "PyramidConfig",
@@ -44,9 +48,11 @@ __all__ = [
     "config",
     "disable",
     "enable",
+    "guide",
     "make_plan",
     "remove_sparse_attention",
     "sparse_attention",
     "summary",
     "tiny_wan",
+    "unguide",
 ]

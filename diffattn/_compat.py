@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import diffusers
 from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks._helpers import AttentionProcessorRegistry
+from diffusers.hooks._helpers import AttentionProcessorRegistry, TransformerBlockRegistry
 from diffusers.hooks.context_parallel import ContextParallelSplitHook
-from diffusers.hooks.hooks import StateManager
+from diffusers.hooks.hooks import CacheContext, StateManager, _set_cache_context
 from diffusers.models.attention_dispatch import (
     AttentionBackendName,
     _AttentionBackendRegistry,
@@ -28,12 +30,15 @@ __all__ = [
     "ModelHook",
     "StateManager",
     "active_backend",
+    "block_outputs",
     "apply_rotary_emb",
     "context_parallel_attention",
     "dispatch_attention_fn",
     "hooks_before",
+    "quiet_pipeline",
     "register_backend",
     "register_processor",
+    "renamed_context",
     "unwrap_module",
 ]
 
@@ -79,3 +84,37 @@ def register_processor(cls: type, like: type) -> None:
     except ValueError:
         return
     AttentionProcessorRegistry.register(cls, known)
+
+
+def block_outputs(cls: type) -> list[int] | None:
+    """What a block of class `cls` returns, in order: 0 for hidden states, 1 for those of the text; None if unknown."""
+    try:
+        known = TransformerBlockRegistry.get(cls)
+    except ValueError:
+        return None
+    places = (known.return_hidden_states_index, known.return_encoder_hidden_states_index)
+    return sorted((which for which, place in enumerate(places) if place is not None), key=lambda which: places[which])
+
+
+@contextmanager
+def renamed_context(module: nn.Module, context: CacheContext | None, suffix: str) -> Iterator[None]:
+    """Let step caches keep what they know of this pass apart from what they know of the pass named in `context`."""
+    if context is None:
+        yield
+        return
+    _set_cache_context(module, replace(context, name=context.name + suffix))
+    try:
+        yield
+    finally:
+        _set_cache_context(module, context)
+
+
+@contextmanager
+def quiet_pipeline(pipe: Any) -> Iterator[None]:
+    """No bars of the denoising steps within it."""
+    before = getattr(pipe, "_progress_bar_config", None)
+    pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
+    try:
+        yield
+    finally:
+        pipe.set_progress_bar_config(**(before or {}))

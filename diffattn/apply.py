@@ -71,7 +71,7 @@ def enable(
         check_parallel(getattr(transformer, "_parallel_config", None))
     runtime = Runtime(config, schedule, impl, scheduler=getattr(pipe, "scheduler", None), fixed=grid)
     for transformer in transformers:
-        _enable_one(transformer, runtime)
+        serve(transformer, runtime)
 
 
 def disable(pipe: Any) -> None:
@@ -118,7 +118,8 @@ def find_transformers(pipe: Any) -> list[nn.Module]:
     return [unwrap_module(part) for part in found]
 
 
-def _enable_one(transformer: nn.Module, runtime: Runtime) -> None:
+def serve(transformer: nn.Module, runtime: Runtime) -> None:
+    """Put the processors of `runtime` and the hook that tells it of steps into one transformer."""
     adapter = adapter_for(transformer)
     disable(transformer)
     names, served = adapter.attention(transformer), []

@@ -28,6 +28,9 @@ class Call(NamedTuple):
     enable_gqa: bool = False
 
 
+Dense = Callable[[Call], Tensor]
+
+
 class _Running(threading.local):
     """The processor that runs in this thread; set from the start, so that graphs need no guard for its absence."""
 
@@ -38,8 +41,8 @@ class _Running(threading.local):
 running = _Running()
 
 
-def answer(processor: Any, call: Call, dense: Callable[[], Tensor], ranks: int = 1) -> Tensor:
-    """`(B, S, H, D)`: sparse, or `dense()`, as the runtime says.
+def answer(processor: Any, call: Call, dense: Dense, ranks: int = 1) -> Tensor:
+    """`(B, S, H, D)`: sparse, or `dense(call)`, as the runtime says.
 
     Args:
         processor (`SparseProcessorMixin`): who calls.
@@ -57,20 +60,20 @@ def answer(processor: Any, call: Call, dense: Callable[[], Tensor], ranks: int =
         if reason is None:
             grid = [*runtime.video, runtime.before, ranks]
             return compiled_attention(call.query, call.key, call.value, key_mask, processor.number, grid, call.scale)
-        return dense()
+        return dense(call)
     if reason is None:
         placement = runtime.place(call.query.shape[1], runtime.video, runtime.before, ranks)
-        if not isinstance(placement, str):
-            return runtime.run(layer, call.query, call.key, call.value, placement, key_mask, call.scale)
-        reason = placement
+        reason = placement if isinstance(placement, str) else runtime.why_not_worth(layer, *call[:2], placement)
+        if reason is None:
+            return runtime.run(layer, *call[:3], placement, key_mask, call.scale)
     layer.count_dense(runtime.why_held(layer) if reason == HELD else reason)
-    return dense()
+    return dense(call)
 
 
 def dispatched(processor: Any, call: Call, ranks: int = 1) -> Tensor:
-    """`answer`, what stays dense run by the backend that the model has."""
+    """The processor's own attention, what stays dense run by the backend that the model has."""
     backend = getattr(processor.original, "_attention_backend", None) or processor.outer_backend
-    return answer(processor, call, lambda: dispatch_attention_fn(**call._asdict(), backend=backend), ranks)
+    return processor.attend(call, lambda call: dispatch_attention_fn(**call._asdict(), backend=backend), ranks)
 
 
 def shares_of(adapter: Adapter, ranks: int) -> tuple[str | None, int]:

@@ -98,7 +98,7 @@ def config(method: str, **options) -> AttentionConfig:
     >>> config("radial", decay=0.5).decay
     0.5
     """
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"unknown method {method!r}, known are: {', '.join(sorted(METHODS))}")
     known = [field.name for field in fields(METHODS[method])]
     unknown = sorted(set(options) - set(known))

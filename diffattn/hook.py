@@ -91,7 +91,12 @@ class SparseAttentionHook(ModelHook):
                 f"context parallelism was enabled on this {type(module).__name__} after diffattn, which now sees one "
                 "rank's share of the tokens: call diffattn.enable again"
             )
-        lost = [(attention, ours) for attention, ours in self.served if attention.processor is not ours]
+        # while guidance runs a pass, its own processors stand before some of ours
+        lost = [
+            (attention, ours)
+            for attention, ours in self.served
+            if getattr(attention.processor, "sparse", attention.processor) is not ours
+        ]
         if lost:
             attention, ours = lost[0]
             self.runtime.say_once(

@@ -1,15 +1,14 @@
-"""Processors that hand the attention of a model's own processor over to a runtime."""
+"""Processors that hand the attention of a model's own processor over, to a runtime for instance."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from ._compat import register_backend, register_processor
-from .calls import Call, answer, dispatched, running
+from .calls import Call, Dense, answer, dispatched, running
 from .compiled import number_of
 from .layer import Layer
 from .models.adapter import Adapter
@@ -18,19 +17,21 @@ from .runtime import Runtime
 from .seams import seam
 
 
-class SparseProcessorMixin:
-    """In front of a model's processor class: while it runs, its attention is diffattn's.
+class InterceptedProcessorMixin:
+    """In front of a model's processor class: while it runs, its attention is `attend`'s.
 
     Everything else is the model's own code: projections, norms, RoPE, IP-Adapter branches. `_attention_backend` and
     `_parallel_config` set from outside go to the original processor, whose backend runs whatever stays dense.
     """
 
+    prefix: str
     original: Any
-    runtime: Runtime
-    layer: Layer
     adapter: Adapter
-    number: Tensor
     outer_backend: Any = None
+
+    def attend(self, call: Call, dense: Dense, ranks: int = 1) -> Tensor:
+        """`(B, S, H, D)`; `dense(call)` is what the model would do, `ranks` those of context parallelism."""
+        raise NotImplementedError
 
     @property
     def _attention_backend(self) -> Any:
@@ -49,6 +50,18 @@ class SparseProcessorMixin:
         check_parallel(config)
         self.original._parallel_config = config
 
+
+class SparseProcessorMixin(InterceptedProcessorMixin):
+    """Attention that a runtime runs: sparse, or dense with a reason."""
+
+    prefix = "Sparse"
+    runtime: Runtime
+    layer: Layer
+    number: Tensor
+
+    def attend(self, call: Call, dense: Dense, ranks: int = 1) -> Tensor:
+        return answer(self, call, dense, ranks)
+
     def __reduce__(self) -> tuple:
         # its class is made at run time, pickle would not find it
         return _restore, (self.original, self.runtime, self.layer, self.adapter.model)
@@ -57,13 +70,21 @@ class SparseProcessorMixin:
 def sparse_processor(original: Any, runtime: Runtime, layer: Layer, adapter: Adapter) -> Any:
     """A processor that does as `original` does, its attention run by `runtime`."""
     base = type(original) if adapter.processor is None else adapter.processor(type(original))
+    processor = intercepted(SparseProcessorMixin, base, original, adapter, runtime=runtime, layer=layer)
+    processor.__dict__["number"] = number_of(processor)
+    return processor
+
+
+def intercepted(
+    mixin: type[InterceptedProcessorMixin], base: type, original: Any, adapter: Adapter, **fields: Any
+) -> Any:
+    """A processor of class `base` with the attributes of `original`, its attention run by `mixin.attend`."""
     # deferred attributes of nn.Module processors are shared with the original, not copied
-    processor = object.__new__(_sparse_class(base, adapter.seam))
+    processor = object.__new__(_intercepted_class(mixin, base, adapter.seam))
     for name, value in vars(original).items():
         if name not in ("_attention_backend", "_parallel_config"):
             processor.__dict__[name] = value
-    processor.__dict__.update(original=original, runtime=runtime, layer=layer, adapter=adapter)
-    processor.__dict__["number"] = number_of(processor)
+    processor.__dict__.update(original=original, adapter=adapter, **fields)
     return processor
 
 
@@ -82,11 +103,11 @@ def set_processor(attention: nn.Module, processor: Any) -> None:
 
 
 @functools.cache
-def _sparse_class(cls: type, seam_name: str) -> type:
+def _intercepted_class(mixin: type, cls: type, seam_name: str) -> type:
     def run(self, args: tuple, kwargs: dict) -> Any:
         if seam_name == "backend":
             return cls.__call__(self, *args, **kwargs)
-        with seam(seam_name, self, BACKEND, functools.partial(_attend, self)):
+        with seam(seam_name, self, BACKEND, self.attend):
             return cls.__call__(self, *args, **kwargs)
 
     # wraps keeps the signature: attention modules drop keyword arguments that a processor does not name
@@ -98,16 +119,9 @@ def _sparse_class(cls: type, seam_name: str) -> type:
         finally:
             running.processor = outer
 
-    sparse = type(f"Sparse{cls.__name__}", (SparseProcessorMixin, cls), {"__call__": __call__})
-    register_processor(sparse, like=cls)
-    return sparse
-
-
-def _attend(
-    processor: SparseProcessorMixin, query: Tensor, key: Tensor, value: Tensor, dense: Callable[[], Tensor], **options
-) -> Tensor:
-    """What a seam calls: query, key, value `(B, S, H, D)`."""
-    return answer(processor, Call(query, key, value, **options), dense)
+    made = type(f"{mixin.prefix}{cls.__name__}", (mixin, cls), {"__call__": __call__})
+    register_processor(made, like=cls)
+    return made
 
 
 def _backend(

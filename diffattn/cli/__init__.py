@@ -6,6 +6,8 @@ import sys
 
 import typer
 
+from .compare import compare
+from .demo import demo
 from .env import env
 from .errors import CommandError
 from .generate import generate
@@ -20,6 +22,8 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(inspect)
+app.command()(compare)
+app.command()(demo)
 app.command()(env)
 
 

@@ -38,6 +38,7 @@ class Adapter:
         processor (`Callable`, *optional*): from the model's processor class to a subclass to run in its stead.
         tested (`tuple[str, ...]`, *optional*): what the tests run beside the plain class: variants whose sequences
             differ, and `"pipeline"`, a complete one.
+        branches (`tuple[str, ...]`, *optional*): lists of blocks beside the main ones, which use what they return.
     """
 
     model: str
@@ -48,6 +49,7 @@ class Adapter:
     mask: str = "keys"
     shards: str = "unknown"
     processor: Callable[[type], type] | None = None
+    branches: tuple[str, ...] = ()
     tested: tuple[str, ...] = ()
 
     @property

@@ -8,7 +8,14 @@ from .grids import frames_first_grid, video_grid
 ATTENTION = Blocks(blocks="attn1")
 
 WAN = register(Adapter("WanTransformer3DModel", ATTENTION, video_grid, tested=("pipeline",)))
-VACE = register(Adapter("WanVACETransformer3DModel", Blocks(blocks="attn1", vace_blocks="attn1"), video_grid))
+VACE = register(
+    Adapter(
+        "WanVACETransformer3DModel",
+        Blocks(blocks="attn1", vace_blocks="attn1"),
+        video_grid,
+        branches=("vace_blocks",),
+    )
+)
 ANIMATE = register(Adapter("WanAnimateTransformer3DModel", ATTENTION, video_grid))
 CHRONO_EDIT = register(Adapter("ChronoEditTransformer3DModel", ATTENTION, video_grid))
 SKYREELS_V2 = register(Adapter("SkyReelsV2Transformer3DModel", ATTENTION, video_grid))

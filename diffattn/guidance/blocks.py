@@ -1,0 +1,113 @@
+"""Blocks that for the time of one pass note their inputs, hand them through, or get others."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._compat import block_outputs
+
+Tree = Any
+STATES = ("hidden_states", "encoder_hidden_states", "audio_hidden_states")
+
+
+@contextmanager
+def replaced_forward(block: nn.Module, make: Callable[[Callable], Callable]) -> Iterator[None]:
+    """Run `make(forward)` in the place of the block's forward; of its compiled call where it has one."""
+    name = "forward" if block._compiled_call_impl is None else "_compiled_call_impl"
+    before = vars(block).get(name)
+    object.__setattr__(block, name, make(getattr(block, name)))
+    try:
+        yield
+    finally:
+        if before is None:
+            object.__delattr__(block, name)
+        else:
+            object.__setattr__(block, name, before)
+
+
+def map_tensors(function: Callable[[Tensor], Any], tree: Tree) -> Tree:
+    """The same tree of tuples, lists and dicts, `function` of every tensor in it."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(map_tensors(function, part) for part in tree)
+    if isinstance(tree, dict):
+        return {name: map_tensors(function, part) for name, part in tree.items()}
+    return tree
+
+
+def take_samples(tree: Tree, batch: int, samples: slice) -> Tree:
+    """Only some samples of every tensor in the tree whose first dimension is the batch of `batch`."""
+    return map_tensors(lambda tensor: tensor[samples] if tensor.ndim and len(tensor) == batch else tensor, tree)
+
+
+def hollow(tree: Tree) -> Tree:
+    """Zeros of the same shapes that take no memory."""
+    return map_tensors(lambda tensor: tensor.new_zeros(()).expand(tensor.shape), tree)
+
+
+class Skip:
+    """A block that does nothing: it returns its inputs, in the order in which it returns its outputs.
+
+    Args:
+        block (`nn.Module`): to be skipped. It runs once, where diffusers does not know what it returns.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        self.block = block
+        self.names = list(inspect.signature(type(block).forward).parameters)[1:]
+        self.order: Any = None
+
+    def instead_of(self, forward: Callable, active: Sequence[bool] | None = None) -> Callable:
+        """The forward of the skipped block; samples that are not active run it all the same."""
+
+        def run(*args, **kwargs):
+            inputs = {**dict(zip(self.names, args)), **kwargs}
+            every = active is None or all(active)
+            output = None if every and self.order is not None else forward(*args, **kwargs)
+            if self.order is None:
+                self.order = self._order(inputs, output)
+            through = _in_order(self.order, inputs)
+            return through if every else _blend(active, through, output)
+
+        return run
+
+    def _order(self, inputs: dict, output: Tree) -> Any:
+        """Names of the inputs that stand in the places of the outputs."""
+        states = [name for name in STATES if isinstance(inputs.get(name), Tensor)] or self.names[:1]
+        if isinstance(output, Tensor):
+            return states[0]
+        known = block_outputs(type(self.block))
+        if known is not None and len(known) == len(output):
+            return tuple(None if part is None else STATES[which] for which, part in zip(known, output))
+        return tuple(None if part is None else self._of_shape(inputs, states, part.shape) for part in output)
+
+    def _of_shape(self, inputs: dict, states: list[str], shape: torch.Size) -> str:
+        found = [name for name in states if inputs[name].shape == shape]
+        if len(found) != 1:
+            raise NotImplementedError(
+                f"{type(self.block).__name__} cannot be skipped: its outputs do not tell which input is which"
+            )
+        return found[0]
+
+
+def _in_order(order: Any, inputs: dict) -> Tree:
+    """Inputs by name, in the order of a block's outputs."""
+    if isinstance(order, tuple):
+        return tuple(None if name is None else inputs[name] for name in order)
+    return inputs[order]
+
+
+def _blend(active: Sequence[bool], through: Tree, output: Tree) -> Tree:
+    if isinstance(output, tuple):
+        return tuple(_blend(active, *parts) for parts in zip(through, output))
+    if output is None:
+        return None
+    chosen = torch.tensor(active, device=output.device).view(-1, *(1,) * (output.ndim - 1))
+    return torch.where(chosen, through, output)

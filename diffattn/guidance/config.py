@@ -1,0 +1,142 @@
+"""How strongly, when and with what a model is guided by its perturbed self."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from .targets import ROWS, TARGETS
+
+SCALE = 3.0
+APPLY_TO = ("cond", "uncond")
+PHASE = ("scale", "rescale", "heads", "layers", "skip_blocks", "strength")
+
+
+@dataclass(frozen=True)
+class GuidanceConfig:
+    """Everything but the heads.
+
+    Args:
+        scale (`float`, *optional*, defaults to 3.0): w of `v_c + (g - 1)(v_c - v_u) + w (v_c - v_p)`.
+        target (`str`, *optional*, defaults to `"identity"`): what a perturbed head gives: `"identity"` its own value
+            (PAG, SoftPAG), `"uniform"` the mean value, `"seg"` the attention of the mean query, `"local"` that of
+            its neighbourhood.
+        rows (`str`, *optional*, defaults to `"all"`): the tokens whose output changes: all of the sequence,
+            `"image"` (or video) tokens, or these with their attention to other visual tokens cut off and that to the
+            text kept (`"image_block"`). Text and reference tokens in the same sequence count as not image.
+        apply_to (`str`, *optional*, defaults to `"cond"`): the pass that is perturbed: an extra one with the
+            prompt, or, without any extra pass, the one with the negative prompt (`"uncond"`, which has no scale).
+        start, stop (`float`, *optional*): part of the steps in which guidance is on.
+        rescale (`float`, *optional*, defaults to 0.0): phi, see [`combine`].
+        schedule (`list`, *optional*): `[(when, {"scale": ..., "rescale": ..., "heads": ...}), ...]` or
+            `{when: scale}`; an entry holds until the next. `when` is a step (`int`), a part of the run (`float`), or
+            a noise level.
+        schedule_by (`str`, *optional*, defaults to `"step"`): `"step"`, or `"sigma"` for falling noise levels.
+    """
+
+    scale: float = SCALE
+    target: str = "identity"
+    rows: str = "all"
+    apply_to: str = "cond"
+    start: float = 0.0
+    stop: float = 1.0
+    rescale: float = 0.0
+    schedule: tuple | None = None
+    schedule_by: str = "step"
+
+    def __post_init__(self) -> None:
+        _check_number("scale", self.scale)
+        _check_choice("target", self.target, TARGETS)
+        _check_choice("rows", self.rows, ROWS)
+        _check_choice("apply_to", self.apply_to, APPLY_TO)
+        _check_choice("schedule_by", self.schedule_by, ("step", "sigma"))
+        _check_number("rescale", self.rescale, 0, 1)
+        _check_number("start", self.start, 0, 1)
+        _check_number("stop", self.stop, self.start, 1)
+        if self.rows == "image_block" and self.target != "identity":
+            raise ValueError(f"rows='image_block' is a kind of target='identity', not of {self.target!r}")
+        if self.apply_to == "uncond" and self.rescale:
+            raise ValueError("rescale has nothing to rescale with apply_to='uncond'")
+        object.__setattr__(self, "schedule", _check_schedule(self.schedule, self.schedule_by))
+
+    def phase(self, step: int | None, steps: int | None, sigma: float | None = None) -> tuple[int, dict] | None:
+        """`(number of the schedule's entry or -1, what it changes)`, or None where guidance is off in this step."""
+        if step is None:
+            if (self.start, self.stop) != (0, 1) or (self.schedule and self.schedule_by == "step"):
+                raise ValueError(
+                    f"the denoising step is not known here, but start={self.start}, stop={self.stop} or a schedule "
+                    "needs it: guide the whole pipeline, or call the transformer within "
+                    "`cache_context(name, step_index=, num_inference_steps=)`"
+                )
+        elif not int(self.start * steps) <= step < int(self.stop * steps):
+            return None
+        if not self.schedule:
+            return -1, {}
+        passed = [index for index, (when, _) in enumerate(self.schedule) if self._reached(when, step, steps, sigma)]
+        return (passed[-1], self.schedule[passed[-1]][1]) if passed else None
+
+    def _reached(self, when: float, step: int, steps: int, sigma: float | None) -> bool:
+        if self.schedule_by == "step":
+            return step >= (when if isinstance(when, int) else int(when * steps))
+        if sigma is None:
+            raise ValueError("the noise level is not known here, key the schedule by step")
+        return sigma <= when + 1e-6  # sigmas are float32
+
+    def to_dict(self) -> dict:
+        """JSON-ready fields."""
+        values = asdict(self)
+        if self.schedule:
+            values["schedule"] = [[when, dict(changes)] for when, changes in self.schedule]
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict) -> GuidanceConfig:
+        """What `to_dict` gave; a ValueError that names fields nobody knows."""
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(f"guidance has no option {', '.join(unknown)}; its options are: {', '.join(known)}")
+        return cls(**values)
+
+    def changed(self, **options: Any) -> GuidanceConfig:
+        """With other values for the options that are not None."""
+        return replace(self, **{name: value for name, value in options.items() if value is not None})
+
+
+def _check_schedule(schedule: Any, by: str) -> tuple | None:
+    if schedule is None or len(schedule) == 0:
+        return None
+    entries = list(schedule.items()) if isinstance(schedule, dict) else list(schedule)
+    made = []
+    for entry in entries:
+        if not isinstance(entry, (tuple, list)) or len(entry) != 2:
+            raise ValueError(f"a schedule's entries are (when, scale or options), got {entry!r}")
+        when, changes = entry
+        _check_number("schedule", when, 0)
+        changes = dict(changes) if isinstance(changes, dict) else {"scale": changes}
+        unknown = sorted(set(changes) - set(PHASE))
+        if unknown:
+            raise ValueError(f"a schedule cannot change {', '.join(unknown)}, only {', '.join(PHASE)}")
+        for name, low, high in (("scale", None, None), ("rescale", 0, 1)):
+            if name in changes:
+                _check_number(name, changes[name], low, high)
+        made.append((when, changes))
+    order = [when for when, _ in made]
+    if by == "step" and len({type(when) for when in order}) > 1:
+        raise ValueError(f"a schedule's steps are all counts (int) or all parts of the run (float), got {order}")
+    if order != sorted(set(order), reverse=by == "sigma"):
+        raise ValueError(f"a schedule by {by} goes {'down' if by == 'sigma' else 'up'}, got {order}")
+    return tuple(made)
+
+
+def _check_number(name: str, value: Any, low: float | None = None, high: float | None = None) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or (low is not None and value < low) or (high is not None and value > high):
+        span = "" if low is None else f" of at least {low}" if high is None else f" from {low} to {high}"
+        raise ValueError(f"{name} must be a number{span}, got {value!r}")
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
