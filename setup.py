@@ -33,7 +33,7 @@ setup(
     package_data={"diffattn": ["py.typed"], "diffattn.assets": ["tiny_wan/*", "tiny_wan/*/*"]},
     install_requires=[
         "torch>=2.10",
-        "diffusers>=0.42",
+        "diffusers>=0.37",
         "transformers",
         "accelerate",
         "safetensors",

@@ -1,4 +1,4 @@
-"""Every private name of diffusers that diffattn touches, in one place. Written against diffusers 0.42."""
+"""Every private name of diffusers that diffattn touches, in one place: the same from diffusers 0.37 to 0.42."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import diffusers
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks._helpers import AttentionProcessorRegistry, TransformerBlockRegistry
 from diffusers.hooks.context_parallel import ContextParallelSplitHook
@@ -19,9 +20,11 @@ from diffusers.models.attention_dispatch import (
 from diffusers.models.attention_dispatch import _templated_context_parallel_attention as context_parallel_attention
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.utils.torch_utils import unwrap_module
+from packaging.version import Version
 from torch import nn
 
 __all__ = [
+    "DTYPE",
     "ContextParallelSplitHook",
     "HookRegistry",
     "ModelHook",
@@ -38,6 +41,10 @@ __all__ = [
     "renamed_context",
     "unwrap_module",
 ]
+
+
+# the argument of `from_pretrained` before and since
+DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
 
 
 def hooks_before(module: nn.Module, name: str) -> list[ModelHook]:
@@ -63,11 +70,11 @@ def register_backend(name: str, attention: Callable) -> AttentionBackendName:
 def active_backend(backend: AttentionBackendName) -> Iterator[AttentionBackendName]:
     """Make `backend` the one of calls that name none, and give the one that was."""
     before = _AttentionBackendRegistry._active_backend
-    _AttentionBackendRegistry.set_active_backend(backend)
+    _AttentionBackendRegistry._active_backend = backend
     try:
         yield before
     finally:
-        _AttentionBackendRegistry.set_active_backend(before)
+        _AttentionBackendRegistry._active_backend = before
 
 
 def register_processor(cls: type, like: type) -> None:

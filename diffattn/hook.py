@@ -15,6 +15,10 @@ from .progress import find_step
 from .runtime import Runtime
 
 HOOK = "diffattn"
+NO_STEP_IN_GRAPHS = (
+    "a graph of the whole transformer cannot learn which step it runs, as this pipeline does not use cache_context: "
+    "compile the blocks one by one (compile_repeated_blocks, block.compile()), or enable with Schedule(dense_start=0)"
+)
 
 
 class _Context(StateManager):
@@ -31,6 +35,7 @@ class _Context(StateManager):
         self.known = context
         step = None if context is None else find_step(context, self.runtime.scheduler, None)
         if step is not None:
+            self.runtime.told = True
             self.runtime.begin_step(step)
 
 
@@ -63,6 +68,8 @@ class SparseAttentionHook(ModelHook):
             self._check(module)
             timestep = inputs.get("timestep", inputs.get("timesteps"))
             self.runtime.begin_step(find_step(self.context.known, self.runtime.scheduler, timestep))
+        elif not (self.runtime.told or self.runtime.schedule.every_step_alike):
+            raise RuntimeError(NO_STEP_IN_GRAPHS)
         try:
             grid = self.runtime.fixed or self.adapter.grid(module, inputs)
             self.runtime.begin_forward(grid, self.adapter.tokens_before(module, inputs))

@@ -48,6 +48,7 @@ class Runtime:
         self.layers: list[Layer] = []
         self.step: tuple[int, int] | None = None
         self.dense_step = False
+        self.told = False
         self.grid: TokenGrid | None = None
         self.video: tuple[int, int, int] | None = None
         self.before = NONE

@@ -1,5 +1,6 @@
 import copy
 
+import diffusers
 import pytest
 import torch
 from PIL import Image
@@ -198,6 +199,12 @@ def test_a_bare_transformer_says_that_it_does_not_know_the_step(inputs, monkeypa
     diffattn.enable(model, "radial")
     forward(model, inputs), forward(model, inputs)
     assert len(said) == 1 and "the denoising step is not known" in said[0]
+
+
+@pytest.mark.skipif(not hasattr(diffusers.hooks.hooks, "CacheContext"), reason="contexts are names before 0.41")
+def test_a_bare_transformer_is_told_its_step(inputs):
+    model = tiny_transformer()
+    diffattn.enable(model, "radial")
     with model.cache_context("cond", step_index=0, num_inference_steps=10):
         forward(model, inputs)
     assert diffattn.summary(model).models[0].layers[1].dense_calls == {"dense step": 1}

@@ -18,13 +18,15 @@ def load_pipeline(model: str, device: str, dtype: str) -> Any:
     """The pipeline of a hub id or folder, `"tiny"` for the embedded one."""
     from diffusers import DiffusionPipeline
 
+    from .._compat import DTYPE
+
     if dtype not in DTYPES:
         raise CommandError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     folder = tiny_wan() if model == TINY else model
     if Path(folder).is_dir() and not (Path(folder) / "model_index.json").is_file():
         raise CommandError(f"{folder} is no pipeline folder: it holds no model_index.json")
     with user_errors(OSError, ValueError, RuntimeError):
-        pipe = DiffusionPipeline.from_pretrained(folder, dtype=DTYPES[dtype]).to(device)
+        pipe = DiffusionPipeline.from_pretrained(folder, **{DTYPE: DTYPES[dtype]}).to(device)
     if torch.device(device).type == "cpu" and hasattr(pipe, "vae"):
         _prefer_fast_convolutions(pipe.vae)
     return pipe

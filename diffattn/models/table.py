@@ -9,7 +9,7 @@ from .adapter import Adapter, adapter_named, supported_models
 HEADER = ("class", "tokens on the grid", "other tokens of the sequence", "key mask", "methods", "tested")
 OTHERS = {"none": "none (text by cross-attention)", "before": "before", "after": "after"}
 MASKS = {"keys": "by key", "product": "product of key masks", "packed": "dense where samples are packed"}
-START, END = "<!-- models: python -m diffattn.models README.md -->", "<!-- end of models -->"
+START, END = "<!-- models: python -m diffattn.models README.md docs/models.md -->", "<!-- end of models -->"
 IMAGE = TokenGrid(1, 64, 64)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import diffusers
 import torch
@@ -35,7 +35,6 @@ class Case:
     before: int = 0
     calls: int = 1
     label: str = ""
-    names: dict = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.model.replace("Transformer", "").replace("3DModel", "").replace("2DModel", "") + self.label

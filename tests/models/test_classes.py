@@ -1,7 +1,9 @@
 import re
 
+import diffusers
 import pytest
 import torch
+from packaging.version import Version
 
 import diffattn
 from diffattn import RadialConfig, Schedule
@@ -42,7 +44,9 @@ def close(got, wanted, atol=1e-5):
 
 
 def test_every_supported_class_is_here():
-    assert {case.model for case in CASES} == set(supported_models())
+    known = supported_models()
+    assert Version(diffusers.__version__) < Version("0.39") or all(hasattr(diffusers, name) for name in known)
+    assert {case.model for case in CASES} == {name for name in known if hasattr(diffusers, name)}
 
 
 def test_full_density_is_dense_attention(built):

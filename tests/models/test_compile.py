@@ -88,6 +88,19 @@ def test_compiled_runs_are_the_eager_run(at, form, graphs):
     assert 1 < backend.graphs <= graphs
 
 
+def test_a_whole_graph_that_cannot_learn_its_step_is_named():
+    """SD3 has no cache_context: blocks on their own, or no dense steps, work."""
+    at = case("SD3")
+    model = at.build()
+    model.compile(backend=Counting(), fullgraph=True)
+    diffattn.enable(model, OwnBlockConfig(), schedule=SCHEDULE)
+    with pytest.raises(Exception, match=r"cannot learn which step it runs.*compile_repeated_blocks"):
+        at.run(model)
+    diffattn.enable(model, OwnBlockConfig(), schedule=Schedule(dense_start=0, dense_layers=1))
+    at.run(model)
+    assert calls(model) == [0, 1, 1]
+
+
 def by_type(model):
     """A counting backend for each type of repeated blocks, used as `compile_repeated_blocks` does."""
     backends = {name: Counting() for name in model._repeated_blocks}

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,39 @@ from diffattn.models.table import END, START, methods_for, support_table, with_t
 from .builders import CASES, case
 from .pipeline_builders import PIPELINES
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+ROOT = Path(__file__).resolve().parents[2]
 # WanPipeline and its kin have tests of their own, tests/test_wan.py
 IN_PIPELINES = {"WanTransformer3DModel", *(case(pipeline.transformer).model for pipeline in PIPELINES)}
 
 
-def test_the_readme_holds_the_table_of_now():
-    text = README.read_text(encoding="utf-8")
-    assert with_table(text) == text, "python -m diffattn.models README.md"
-    assert f"<summary>{len(supported_models())} transformer classes" in text
+@pytest.mark.parametrize("name", ["README.md", "docs/models.md"])
+def test_the_page_holds_the_table_of_now(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert with_table(text) == text, START
+    if name == "README.md":
+        assert f"<summary>{len(supported_models())} transformer classes" in text
+
+
+def test_every_test_that_proves_a_composition_exists():
+    text = (ROOT / "docs/composition.md").read_text(encoding="utf-8")
+    rows = [row for row in text.splitlines() if row.startswith("| ")][1:]
+    named = [re.fullmatch(r".*\| `(tests/.+\.py)::(test_\w+)` \|", row) for row in rows]
+    assert len(rows) > 25 and all(named)
+    for file, test in (found.groups() for found in named):
+        assert f"\ndef {test}(" in (ROOT / file).read_text(encoding="utf-8"), (file, test)
+
+
+def test_every_reason_on_the_page_is_one_that_the_code_gives():
+    text = (ROOT / "docs/models.md").read_text(encoding="utf-8").split("| reason | when |")[1]
+    reasons = [
+        reason
+        for row in text.splitlines()[2:]
+        if row[:1] == "|"
+        for reason in re.findall("`(.+?)`", row.split("|")[1])
+    ]
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "diffattn").rglob("*.py"))
+    assert len(reasons) > 15
+    assert [reason for reason in reasons if reason not in sources] == []
 
 
 def test_a_row_for_every_class():
