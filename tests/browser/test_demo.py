@@ -27,7 +27,7 @@ ARGS = [
     "--disable-sync",
 ]
 WIDE, PHONE = {"width": 1280, "height": 1000}, {"width": 390, "height": 844}
-PATIENCE = 60_000  # milliseconds
+PATIENCE = 300_000 if os.environ.get("SCREENSHOTS") else 60_000  # milliseconds
 
 
 @pytest.fixture(scope="module")
