@@ -65,10 +65,6 @@ class Made:
     trial: Trial
     step_seconds: float
 
-    @property
-    def title(self) -> str:
-        return title(self.name)
-
 
 @dataclass(frozen=True)
 class Compared:
