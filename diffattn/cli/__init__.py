@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from .bench import bench
 from .compare import compare
 from .demo import demo
 from .env import env
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(inspect)
 app.command()(compare)
+app.command()(bench)
 app.command()(demo)
 app.command()(recall)
 app.command()(env)

@@ -42,7 +42,7 @@ def show_numbers(made: list[Made], compared: Compared | None = None) -> str:
         rows["PSNR to dense"] = ["", psnr]
         rows["SSIM to dense"] = ["", f"{mean['ssim']:.4f}"]
         rows["MS-SSIM to dense"] = ["", f"{mean['ms_ssim']:.4f}"]
-    head = "".join(f'<th scope="col">{escape(run.title)}</th>' for run in made)
+    head = "".join(f'<th scope="col">{escape(run.name)}</th>' for run in made)
     body = "".join(
         f'<tr><th scope="row">{name}</th>{"".join(f"<td>{value}</td>" for value in values)}</tr>'
         for name, values in rows.items()

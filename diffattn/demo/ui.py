@@ -101,7 +101,8 @@ class _Page:
             show_progress="hidden",
             trigger_mode="once",
         )
-        run.then(lambda: _buttons(busy=False), None, buttons, **hidden)
+        for ended in (run.success, run.failure):
+            ended(lambda: _buttons(busy=False), None, buttons, **hidden)
         cancel.click(self.cancel, None, [*buttons, outputs["status"]], cancels=[run], **hidden)
 
     def check(self, *values) -> tuple:
