@@ -63,9 +63,9 @@ def answer(processor: Any, call: Call, dense: Dense, ranks: int = 1) -> Tensor:
         return dense(call)
     if reason is None:
         placement = runtime.place(call.query.shape[1], runtime.video, runtime.before, ranks)
-        if not isinstance(placement, str):
-            return runtime.run(layer, call.query, call.key, call.value, placement, key_mask, call.scale)
-        reason = placement
+        reason = placement if isinstance(placement, str) else runtime.why_not_worth(layer, *call[:2], placement)
+        if reason is None:
+            return runtime.run(layer, *call[:3], placement, key_mask, call.scale)
     layer.count_dense(runtime.why_held(layer) if reason == HELD else reason)
     return dense(call)
 

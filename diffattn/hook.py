@@ -23,17 +23,15 @@ class _Context(StateManager):
     def __init__(self, runtime: Runtime) -> None:
         super().__init__(None)
         self.runtime = runtime
+        self.known: Any = None
 
     def set_context(self, context: Any) -> None:
         """Outside the transformer, and so outside the graph of a compiled one: the place to learn the step."""
         super().set_context(context)
+        self.known = context
         step = None if context is None else find_step(context, self.runtime.scheduler, None)
         if step is not None:
             self.runtime.begin_step(step)
-
-    @property
-    def known(self) -> Any:
-        return self._context
 
 
 class SparseAttentionHook(ModelHook):

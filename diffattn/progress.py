@@ -11,12 +11,14 @@ def find_step(context: Any, scheduler: Any, timestep: torch.Tensor | None) -> tu
     """`(step, steps)`, both counted in calls of the scheduler, or None where nobody knows.
 
     Args:
-        context (`CacheContext`, *optional*): what the pipeline said through `cache_context`.
+        context (`CacheContext` or `str`, *optional*): what the pipeline said through `cache_context`.
         scheduler (`SchedulerMixin`, *optional*): the scheduler of the run.
         timestep (`torch.Tensor`, *optional*): the timestep the transformer was called with, any shape.
     """
-    if context is not None and context.step_index is not None and context.num_inference_steps is not None:
-        return context.step_index, context.num_inference_steps
+    # before diffusers 0.41 a context was no more than a name
+    said = getattr(context, "step_index", None), getattr(context, "num_inference_steps", None)
+    if None not in said:
+        return said
     timesteps = getattr(scheduler, "timesteps", None)
     if timesteps is None:
         return None

@@ -11,6 +11,7 @@ from torch import Tensor
 from .config import AttentionConfig
 from .grid import TokenGrid
 from .kernels.attend import attend
+from .kernels.dense import BREAK_EVEN
 from .kernels.plan import Plan
 from .layer import Layer
 from .masks import as_key_mask
@@ -126,6 +127,22 @@ class Runtime:
         # as for torch's own attention: kernels know best what to add up in float32
         with torch.autocast(device, enabled=False):
             return attend(query, key, value, plan, scale=scale, impl=self.impl)
+
+    def why_not_worth(self, layer: Layer, query: Tensor, key: Tensor, placement: Placement) -> str | None:
+        """With impl `"auto"`, why the model's own dense backend is to serve a call that could be sparse.
+
+        A plan that keeps nearly all takes longer than dense attention, which keeps the rest as well. Of methods that
+        plan every call anew the density asked for decides.
+        """
+        if self.impl != "auto":
+            return None
+        if self.config.dynamic:
+            density = getattr(self.config, "density", None)
+        else:
+            density = self._plan(placement, layer, query, key).density
+        if density is None or density <= BREAK_EVEN:
+            return None
+        return f"plan density {density:.2f}: dense is faster"
 
     def say_once(self, message: str) -> None:
         """Log a warning, the same one only once in the life of this runtime."""

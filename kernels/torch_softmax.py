@@ -33,7 +33,7 @@ def _form(query: Tensor):
         return _public
     if query.dtype == torch.bfloat16 and has_slow_flash_bf16():
         return _mixed
-    return _public if _flash() is None else _flash_cpu
+    return _public if flash_cpu() is None else _flash_cpu
 
 
 @cache
@@ -47,13 +47,13 @@ def has_slow_flash_bf16() -> bool:
 
 
 @cache
-def _flash():
-    # private, stable since torch 2.3, and the only CPU attention that returns lse; _public stands in without it
+def flash_cpu():
+    """Torch's CPU flash attention: private, stable since 2.3, and the only one that returns lse. None without it."""
     return getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
 
 def _flash_cpu(query, key, value, mask, scale):
-    out, lse = _flash()(
+    out, lse = flash_cpu()(
         query[:, None], key[:, None], value[:, None], attn_mask=None if mask is None else mask[:, None], scale=scale
     )
     out, lse = out[:, 0], lse[:, 0]

@@ -31,11 +31,12 @@ class _TileAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, plan, scale):
         query, key, value = (rows.contiguous() for rows in (query, key, value))
-        out = torch.zeros_like(query)
-        lse = torch.full(query.shape[:3], -torch.inf, dtype=_wide(query.dtype), device=query.device)
+        out = torch.empty_like(query)
+        lse = torch.empty(query.shape[:3], dtype=_wide(query.dtype), device=query.device)
         work = worklist(plan, query, key, holds_scores(query))
         tiles, keys, values = query.view(-1, plan.block_q, query.shape[-1]), work.granules(key), work.granules(value)
         out_tiles, lse_tiles = out.view_as(tiles), lse.view(tiles.shape[:2])
+        out_tiles[work.idle], lse_tiles[work.idle] = 0, -torch.inf
         bias = work.bias(plan, key)
         key_buffer, value_buffer = (key.new_empty(work.largest * key.shape[-1]) for _ in range(2))
         for chunk in work.chunks:

@@ -72,10 +72,12 @@ class Worklist:
         order = torch.argsort(kind, stable=True)
         groups = order.split(torch.bincount(kind, minlength=len(found)).tolist())
         row_bytes = 2 * key.shape[-1] * key.element_size() + scored * 4 * plan.block_q
-        self.chunks = []
+        self.chunks, self.idle = [], order[:0]  # query tiles that visit nothing
         for (partial, weighted, *lengths), rows in zip(found.tolist(), groups):
             keys = sum(length * run.granule for length, run in zip(lengths, self.runs))
-            if keys:
+            if not keys:
+                self.idle = rows
+            else:
                 size = max(1, CHUNK_BYTES * torch.get_num_threads() // (row_bytes * keys))
                 self.chunks += [_chunk(part, lengths, flat, partial, weighted) for part in rows.split(size)]
 

@@ -30,8 +30,8 @@ class Models:
     @property
     def choices(self) -> list[str]:
         """What the model box suggests."""
-        found = [] if self.root is None else sorted(path.parent.name for path in self.root.glob("*/model_index.json"))
-        return [TINY, *found, *(SUGGESTED if self.hub else ())]
+        names = [] if self.root is None else sorted(os.listdir(self.root))
+        return [TINY, *filter(self._folder, names), *(SUGGESTED if self.hub else ())]
 
     def check(self, name: str) -> str:
         """The name, stripped, if it may be loaded; without a download.

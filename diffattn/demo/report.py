@@ -16,7 +16,7 @@ def show_progress(progress: Progress) -> str:
         return _status("busy", f"{progress.stage} …", 0.0)
     text = f"{progress.stage}: step {progress.step} of {progress.steps}"
     if progress.seconds_left is not None and progress.seconds_left >= 0.5:
-        text += f", about {_duration(progress.seconds_left)} left for both videos"
+        text += f", about {_duration(progress.seconds_left)} of denoising left"
     return _status("busy", text, progress.step / progress.steps)
 
 
@@ -33,8 +33,9 @@ def show_numbers(made: list[Made], compared: Compared | None = None) -> str:
         "Time": [f"{run.trial.seconds:.1f} s" for run in made],
         "Median step": [_step(run.step_seconds) for run in made],
         "Attention computed": [_share(run.trial.attention_computed) for run in made],
-        "in sparse calls": ["", *(_share(run.trial.density) for run in made[1:])],
     }
+    if len(made) > 1:
+        rows["in sparse calls"] = ["", *(_share(run.trial.density) for run in made[1:])]
     if compared is not None:
         mean = compared.comparison.mean
         psnr = f"{mean['psnr']:.2f} dB" if math.isfinite(mean["psnr"]) else "identical"

@@ -21,10 +21,16 @@ class Run:
 
 
 class Sessions:
-    """The runs of every session, below one temporary folder that goes with this object."""
+    """The runs of every session, below one temporary folder that goes with this object.
 
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="diffattn-demo-", ignore_cleanup_errors=True)
+    Args:
+        parent (`str`, *optional*): where to make that folder; that of temporary files if not given.
+    """
+
+    def __init__(self, parent: str | None = None) -> None:
+        if parent is not None:
+            Path(parent).mkdir(parents=True, exist_ok=True)
+        self._folder = tempfile.TemporaryDirectory(prefix="diffattn-demo-", dir=parent, ignore_cleanup_errors=True)
         self._runs: dict[str, list[Run]] = defaultdict(list)
         self._lock = threading.Lock()
 

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from html import escape
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from . import controls, report
 from .request import Request
 from .sessions import Sessions
-from .worker import DENSE, Compared, Failed, Made, Progress, Stopped, Worker, title
+from .worker import DENSE, Compared, Failed, Made, Progress, Stopped, Worker
 
 HEAD = """
 # diffattn
@@ -31,7 +32,7 @@ def build_demo(worker: Worker | None = None) -> gr.Blocks:
     'diffattn'
     """
     worker = worker or Worker()
-    page = _Page(worker, Sessions())
+    page = _Page(worker, Sessions(get_upload_folder()))  # files below it are served where they lie, others copied
     with gr.Blocks(title="diffattn", analytics_enabled=False) as demo:
         gr.Markdown(HEAD, elem_id="head")
         with gr.Row(equal_height=False):
@@ -81,8 +82,6 @@ class _Page:
 
     def connect(self, inputs: dict, outputs: dict, generate: gr.Button, cancel: gr.Button) -> None:
         self.outputs = outputs
-        for component in outputs.values():
-            component.GRADIO_CACHE = str(self.sessions.folder)  # files are served where they lie, not copied
         values, results, buttons = list(inputs.values()), list(outputs.values()), [generate, cancel]
         hidden = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         checked = gr.on(
@@ -90,7 +89,6 @@ class _Page:
             self.check,
             values,
             [*buttons, outputs["status"]],
-            queue=False,
             show_progress="hidden",
             api_visibility="private",
         )
@@ -107,7 +105,7 @@ class _Page:
         cancel.click(self.cancel, None, [*buttons, outputs["status"]], cancels=[run], **hidden)
 
     def check(self, *values) -> tuple:
-        """Before the queue: a wrong value is told at once."""
+        """A wrong value is told before the run is queued."""
         self._request(values)
         return *_buttons(busy=True), report.waiting()
 
@@ -115,9 +113,9 @@ class _Page:
         asked = self._request(values)
         run = self.sessions.begin(request.session_hash or "")
         made: list[Made] = []
-        yield self._show(status=report.show_message(""), dense=None, numbers=report.show_numbers([]), picture=None) | {
-            self.outputs["sparse"]: gr.Video(None, label=title(asked.method))
-        }
+        yield self._show(
+            status=report.waiting(), dense=None, sparse=None, numbers=report.show_numbers([]), picture=None
+        )
         try:
             for event in self.worker.run(asked, run):
                 if isinstance(event, Made):
@@ -149,9 +147,15 @@ class _Page:
             raise _error(error) from None
 
     def _finish(self, made: list[Made], compared: Compared) -> dict:
-        picture = compared.picture and str(compared.picture)
-        done = report.show_message(f"Done in {sum(run.trial.seconds for run in made):.0f} s.", "done")
-        return self._show(status=done, numbers=report.show_numbers(made, compared), picture=picture)
+        # all of it once more: an API user is given what came last, and the two videos start together
+        dense, sparse = made
+        return self._show(
+            status=report.show_message(f"Done in {dense.trial.seconds + sparse.trial.seconds:.0f} s.", "done"),
+            dense=str(dense.path),
+            sparse=str(sparse.path),
+            numbers=report.show_numbers(made, compared),
+            picture=compared.picture and str(compared.picture),
+        )
 
     def _show(self, **values) -> dict:
         return {self.outputs[name]: value for name, value in values.items()}
@@ -162,4 +166,4 @@ def _buttons(busy: bool) -> tuple[gr.Button, gr.Button]:
 
 
 def _error(error: Exception) -> gr.Error:
-    return gr.Error(escape(str(error)), title="That does not work", print_exception=False)
+    return gr.Error(escape(str(error)), print_exception=False)

@@ -30,6 +30,7 @@ from .sessions import Run
 logger = logging.get_logger(__name__)
 
 DENSE = "dense"
+THREAD = "diffattn-demo"
 
 
 def title(name: str) -> str:
@@ -120,7 +121,7 @@ class Worker:
             Stopped: why.
         """
         events: queue.SimpleQueue[Event | Exception] = queue.SimpleQueue()
-        threading.Thread(target=self._work, args=(request, run, events.put), daemon=True).start()
+        threading.Thread(target=self._work, args=(request, run, events.put), name=THREAD, daemon=True).start()
         try:
             while True:
                 event = events.get()
@@ -203,6 +204,9 @@ class _Clock:
         self.last = now
         self.done += 1
         self.check()
+        if step == steps:
+            self.say(Progress(f"{self.name}: decoding the frames"))
+            return
         self.say(Progress(self.name, step, steps, max(self.steps - self.done, 0) * self.median_step))
 
     @property

@@ -144,7 +144,7 @@ def test_bad_input_is_refused_with_what_is_valid_and_changes_nothing(options, me
 def test_sets_of_other_models_and_files_that_are_none(tmp_path):
     pipe = wan.text_to_video()
     made = resolve_heads(FLUX, [(0, 0)])
-    with pytest.raises(ValueError, match="for another model: FluxTransformer2DModel .*but WanTransformer3DModel"):
+    with pytest.raises(ValueError, match=r"for another model: FluxTransformer2DModel .*but WanTransformer3DModel"):
         diffattn.guide(pipe, made)
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(ValueError, match="not a head set"):
@@ -159,7 +159,7 @@ def test_sets_of_other_models_and_files_that_are_none(tmp_path):
 
 def test_pipelines_whose_guidance_is_not_affine_are_refused():
     qwen = next(each for each in PIPELINES if each.name == "QwenImagePipeline").build()
-    with pytest.raises(ValueError, match="cannot serve QwenImagePipeline: it scales the result .*HeadPerturb"):
+    with pytest.raises(ValueError, match=r"cannot serve QwenImagePipeline: it scales the result .*HeadPerturb"):
         diffattn.guide(qwen, [(0, 0)])
     ltx = next(each for each in PIPELINES if each.name == "LTXPipeline")
     pipe = ltx.build()
@@ -170,7 +170,7 @@ def test_pipelines_whose_guidance_is_not_affine_are_refused():
     pipe = flux.build()
     diffattn.guide(pipe, [(0, 0)], rescale=0.5)
     negative = {"negative_prompt_embeds": torch.ones(1, 7, 16), "negative_pooled_prompt_embeds": torch.ones(1, 16)}
-    with pytest.raises(ValueError, match="rescale needs the scale .*FluxPipeline: give cfg_scale="):
+    with pytest.raises(ValueError, match=r"rescale needs the scale .*FluxPipeline: give cfg_scale="):
         flux.run(pipe, 1, true_cfg_scale=3.0, **negative)
 
 

@@ -28,7 +28,7 @@ from diffattn.synthetic import structured_qkv
 
 def loss(mass, levels):
     """What the allocation minimises."""
-    return sum(float(m) * (p ** (2 / 3) - 1) for m, p in zip(mass, levels))
+    return sum(float(m) * (p ** (1 / 3) - 1) for m, p in zip(mass, levels))
 
 
 @given(st.lists(st.floats(0.001, 1), min_size=2, max_size=6), st.floats(0.07, 1))
@@ -49,7 +49,7 @@ def greedy(mass, density, levels):
     flat, flat_index = mass.reshape(-1, mass.shape[-1]).tolist(), index.view(-1, mass.shape[-1])
     for row, masses in enumerate(flat):
         steps = sorted(
-            (-m * (levels[i + 1] ** (2 / 3) - levels[i] ** (2 / 3)) / (1 / levels[i] - 1 / levels[i + 1]), block, i)
+            (-m * (levels[i + 1] ** (1 / 3) - levels[i] ** (1 / 3)) / (1 / levels[i] - 1 / levels[i + 1]), block, i)
             for block, m in enumerate(masses)
             for i in range(len(levels) - 1)
         )
@@ -64,7 +64,7 @@ def greedy(mass, density, levels):
 
 def oracle_levels(query, key, grid, density, block):
     """(B, H, N, N) pool of every block, text at 1."""
-    pools = (*(pool for pool in (1, 4, 16) if pool < block), block)
+    pools = (1, 8, 16) if block == 16 else (1, 4, 16, block)
     row = rows_of_tokens(grid, block, nested)
     scores = block_mass(query, key, row, block, block)
     video = -(-grid.video_tokens // block)

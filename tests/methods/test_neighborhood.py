@@ -181,3 +181,11 @@ def test_density_sets_a_window_of_whole_tiles(grid, density):
     text = 1 - grid.video_tokens**2 / grid.tokens**2
     assert plan.density == pytest.approx(config.report(grid).visited * (1 - text) + text)
     assert not plan.partial and abs(plan.density - density) <= 0.15 * density
+
+
+@pytest.mark.parametrize("size", [(8, 16, 16), (12, 32, 32), (13, 30, 45), (21, 30, 52), (21, 45, 80)], ids=str)
+def test_windows_of_a_density_reach_beyond_their_own_tile(size):
+    for density in (0.145, 0.25, 0.5):
+        report = NeighborhoodConfig(density=density).report(TokenGrid(*size))
+        axes = zip(report.window, report.tile, size)
+        assert all(window > tile or window in (-1, length) for window, tile, length in axes), (density, report)
