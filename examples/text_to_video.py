@@ -39,10 +39,6 @@ MODELS = {  # short name: hub id or folder, frames a second, pipeline class wher
 TINY = {"height": 128, "width": 128, "num_frames": 33, "num_inference_steps": 20, "guidance_scale": 3.0}
 
 
-def number(text: str) -> int | float:
-    return int(text) if text.isdigit() else float(text)
-
-
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     add = parser.add_argument
     add("prompt", nargs="?", help="what the video shows")
@@ -51,9 +47,11 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     add("--image", help="file or address of the first frame, for image-to-video models")
     add("--method", default="auto", help="auto, radial, pyramid, vmoba, rectified, neighborhood or dense")
     add("--density", type=float, help="share of attention to compute, 0 to 1")
-    add("--dense-start", type=number, default=0.2, help="first steps that stay dense: 0.2 is a share, 12 a count")
-    add("--dense-end", type=number, default=0, help="last steps that stay dense")
-    add("--dense-layers", type=number, default=1, help="first layers that stay dense")
+    add("--dense-start", type=json.loads, default=0.2, help="first steps that stay dense: 0.2 is a share, 12 a count")
+    add("--dense-end", type=json.loads, default=0, help="last steps that stay dense")
+    add("--dense-layers", type=json.loads, default=1, help="first layers that stay dense")
+    add("--heads", help="guide by these heads: a preset of diffattn.guide, a head set file or a hub id")
+    add("--heads-scale", type=float, help="how strongly; that of the head set if not given")
     add("--lora", help="hub id or file of a LoRA (needs diffattn[train])")
     add("--offload", choices=("none", "model", "group"), default="none", help="keep what does not run off the GPU")
     add("--vae-tiling", action="store_true", help="decode in tiles, which takes less memory")
@@ -126,6 +124,8 @@ def main() -> None:
         options = inputs(args, pipe)
         if config:
             diffattn.enable(pipe, config, schedule=schedule)
+        if args.heads:
+            diffattn.guide(pipe, args.heads, scale=args.heads_scale)
         args.output.mkdir(parents=True, exist_ok=True)
     for part in (pipe.transformer, getattr(pipe, "transformer_2", None)) if args.compile else ():
         if part is not None:

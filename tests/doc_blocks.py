@@ -3,7 +3,7 @@
 A comment above a block says what to do with it:
 
     <!-- ci: run -->                       run it, in order, all blocks of a page in one namespace
-    <!-- ci: run; OLD -> NEW; ... -->      run it with text replaced, such as sizes
+    <!-- ci: run; OLD -> NEW; ... -->      run it with text replaced, such as sizes; {root} is the repository
     <!-- ci: gpu -->, download, slow       why it is not run
 """
 
@@ -42,14 +42,14 @@ class Block:
     def shell(self) -> bool:
         return self.language in SHELL
 
-    def to_run(self) -> str:
+    def to_run(self, root: Path) -> str:
         """The text with the marker's replacements, each of which must apply."""
         text = self.text
         for change in self.marker.split(";")[1:]:
             old, new = (side.strip() for side in change.split(" -> "))
             if old not in text:
                 raise AssertionError(f"{self}: the marker replaces {old!r}, which the block does not hold")
-            text = text.replace(old, new)
+            text = text.replace(old, new.replace("{root}", str(root)))
         return text
 
 

@@ -1,5 +1,6 @@
 """Every command and every Python block of README and docs runs, or at least resolves; the site and notebook build."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -53,9 +54,9 @@ def check_block(block: Block, resolved: Namespace) -> None:
 
 def run_block(block: Block, namespace: dict) -> None:
     if not block.shell:
-        exec(compile(block.to_run(), str(block), "exec"), namespace)
+        exec(compile(block.to_run(ROOT), str(block), "exec"), namespace)
         return
-    for words in doc_shell.commands(block.to_run()):
+    for words in doc_shell.commands(block.to_run(ROOT)):
         doc_shell.check(words, run=True)
 
 
@@ -117,9 +118,15 @@ def test_a_stale_marker_is_found(tmp_path):
     stale, unknown = blocks(page, tmp_path)
     assert (stale.line, unknown.line, unknown.text) == (2, 7, "ls\n")
     with pytest.raises(AssertionError, match="which the block does not hold"):
-        stale.to_run()
+        stale.to_run(tmp_path)
     with pytest.raises(AssertionError, match="unknown marker 'rnu'"):
         check_marker(unknown)
+
+
+def test_links_of_the_readme_lead_somewhere():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = [target for target in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in target]
+    assert targets and [target for target in targets if not (ROOT / target).exists()] == []
 
 
 def test_the_site_builds_without_a_warning(tmp_path):

@@ -11,7 +11,11 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
+from diffusers import WanPipeline
 from PIL import Image
+
+import diffattn
+from diffattn.guidance import map_model, resolve_heads
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "examples" / "text_to_video.py")
@@ -80,6 +84,8 @@ def test_two_processes_make_four_prompts_into_the_videos_of_one(tmp_path, script
         (["a cat", "--method", "dense", "--density", "0.5"], "leave --density 0.5 out"),
         (["a cat", "--dense-start", "1.5"], "dense_start must be a fraction"),
         (["a cat", "--model", "tiny", "--image", "{tmp}/cat.png"], "takes no --image"),
+        (["a cat", "--model", "tiny", "--heads", "{tmp}/heads.json"], "heads.json"),
+        (["a cat", "--dense-start", "few"], "argument --dense-start: invalid"),
         (["a cat", "--model", "{tmp}"], "model_index.json"),
         (["a cat", "--height", "100", *SMALL[:2]], "divisible by"),
     ],
@@ -97,7 +103,18 @@ def test_offload_without_a_gpu_is_refused_before_loading(tmp_path, script):
     assert code == 2 and "there is no GPU" in err
 
 
-def test_dense_leaves_the_pipeline_alone(tmp_path, script):
-    code, out, err = script("a red circle", "--model", "tiny", "--method", "dense", *SIZES, "--output", tmp_path)
+def test_dense_and_guided_by_heads(tmp_path, script):
+    """Dense attention leaves the pipeline alone, and guidance by heads is another video of the same seed."""
+    pipe = WanPipeline.from_pretrained(diffattn.tiny_wan())
+    heads = resolve_heads(map_model(pipe.transformer), [(2, 1), (3, 0)])
+    heads.save(tmp_path / "heads.json")
+    dense = ["a red circle", "--model", "tiny", "--method", "dense", *SIZES]
+    code, out, err = script(*dense, "--output", tmp_path / "dense")
+    assert code == 0 and "0000.mp4" in out, err
+    about = json.loads((tmp_path / "dense" / "0000.json").read_text())
+    assert about["attention"]["enabled"] is False
+    guided = ["--heads", tmp_path / "heads.json", "--heads-scale", "5"]
+    code, _, err = script(*dense, *guided, "--output", tmp_path / "guided")
     assert code == 0, err
-    assert "0000.mp4" in out and json.loads((tmp_path / "0000.json").read_text())["attention"]["enabled"] is False
+    videos = [iio.imread(tmp_path / name / "0000.mp4").astype(float) for name in ("dense", "guided")]
+    assert np.abs(videos[0] - videos[1]).mean() > 1
