@@ -1,0 +1,1 @@
+"""Search for attention heads to guide with."""
