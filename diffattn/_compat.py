@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks._helpers import AttentionProcessorRegistry, TransformerBlockRegistry
@@ -26,6 +27,7 @@ __all__ = [
     "block_outputs",
     "apply_rotary_emb",
     "dispatch_attention_fn",
+    "quiet_pipeline",
     "register_backend",
     "register_processor",
     "renamed_context",
@@ -86,3 +88,14 @@ def renamed_context(module: nn.Module, context: CacheContext | None, suffix: str
         yield
     finally:
         _set_cache_context(module, context)
+
+
+@contextmanager
+def quiet_pipeline(pipe: Any) -> Iterator[None]:
+    """No bars of the denoising steps within it."""
+    before = getattr(pipe, "_progress_bar_config", None)
+    pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
+    try:
+        yield
+    finally:
+        pipe.set_progress_bar_config(**(before or {}))

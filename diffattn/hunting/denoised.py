@@ -1,0 +1,86 @@
+"""The clean clip that a denoising step points to, as a differentiable function of what the model predicts there."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..progress import find_step
+from .runner import as_clips
+
+DECODED = ("Wan", "HunyuanVideoPipeline", "CogVideoX", "StableDiffusion3")
+Listener = Callable[[Tensor, Tensor, Any], None]
+
+
+@contextmanager
+def listening(scheduler: Any, listener: Listener) -> Iterator[None]:
+    """Tell `listener` the model output, the sample and the timestep of every step of a scheduler, before the step."""
+    forward = scheduler.step
+    names = inspect.signature(forward)
+
+    def step(*args, **kwargs):
+        given = names.bind(*args, **kwargs).arguments
+        listener(given["model_output"], given["sample"], given["timestep"])
+        return forward(*args, **kwargs)
+
+    scheduler.step = step
+    try:
+        yield
+    finally:
+        del scheduler.step
+
+
+def clean_sample(scheduler: Any, output: Tensor, sample: Tensor, timestep: Any) -> tuple[Tensor, float]:
+    """What the sample would be without noise, and the share of its noise that this step takes away.
+
+    Args:
+        scheduler (`SchedulerMixin`): of a flow (`sigmas`), or of a diffusion that predicts noise or velocity.
+        output, sample (`torch.Tensor`): of the step.
+        timestep (`float` or `torch.Tensor`): of the step.
+
+    Returns:
+        `tuple`: x0 in the shape of `sample`, and `(sigma - sigma_next) / sigma`, from 0 to 1.
+    """
+    kind = scheduler.config.get("prediction_type", "flow_prediction")
+    step, steps = find_step(None, scheduler, torch.as_tensor(timestep))
+    if kind == "flow_prediction":
+        sigma, after = (float(value) for value in scheduler.sigmas[step : step + 2])
+        return sample - sigma * output, 1 - after / sigma
+    if kind not in ("epsilon", "v_prediction") or not hasattr(scheduler, "alphas_cumprod"):
+        raise ValueError(f"the gradient screen does not know {type(scheduler).__name__} with prediction_type={kind!r}")
+    alphas = scheduler.alphas_cumprod.double()
+    alpha = float(alphas[int(timestep)])
+    following = float(alphas[int(scheduler.timesteps[step + 1])]) if step + 1 < steps else 1.0
+    sigma, after = (((1 - a) / a) ** 0.5 for a in (alpha, following))
+    if kind == "epsilon":
+        return sample / alpha**0.5 - sigma * output, 1 - after / sigma
+    return alpha**0.5 * sample - (1 - alpha) ** 0.5 * output, 1 - after / sigma
+
+
+def decode(pipe: Any, latents: Tensor) -> Tensor:
+    """Clips `(B, T, C, H, W)` in 0..1 of latents, as the pipeline itself decodes them, differentiably.
+
+    Raises:
+        ValueError: a pipeline of which this is not known.
+    """
+    name = type(pipe).__name__
+    if not name.startswith(DECODED):
+        raise ValueError(
+            f"the gradient screen does not know how {name} decodes latents: give decode=, a differentiable function "
+            "of the scheduler's sample to clips (B, T, C, H, W) in 0..1"
+        )
+    config, latents = pipe.vae.config, latents.to(pipe.vae.dtype)
+    if name.startswith("CogVideoX"):
+        latents = latents.transpose(1, 2)
+    if config.get("latents_mean") is not None:
+        mean, std = (latents.new_tensor(config[key]).view(1, -1, 1, 1, 1) for key in ("latents_mean", "latents_std"))
+        latents = latents * std + mean
+    else:
+        latents = latents / config["scaling_factor"] + (config.get("shift_factor") or 0)
+    made = pipe.vae.decode(latents, return_dict=False)[0]
+    return as_clips((made.transpose(1, 2) if made.ndim == 5 else made) / 2 + 0.5).clamp(0, 1)
