@@ -26,6 +26,7 @@ setup(
         "diffattn.assets",
         "diffattn.cli",
         "diffattn.guidance",
+        "diffattn.hunting",
         "diffattn.kernels",
         "diffattn.methods",
         "diffattn.models",
