@@ -2,15 +2,22 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
+DEMO = ["gradio>=6", "matplotlib", "torchmetrics"]
+DOCS = ["mkdocs<2", "mkdocs-material", "mkdocstrings-python", "nbclient", "ipykernel"]
 EXTRAS = {
     "xformers": ["xformers"],
     "metrics": ["torchmetrics"],
     "viz": ["matplotlib"],
-    "demo": ["gradio>=6"],
+    "demo": DEMO,
+    "docs": DOCS,
     "train": ["peft"],
-    "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "setuptools>=77"],
+    "dev": [
+        *DEMO,
+        *DOCS,
+        *("pytest", "pytest-xdist", "hypothesis", "ruff", "setuptools>=77", "peft", "torchao", "scikit-image"),
+    ],
 }
 
 setup(
@@ -21,17 +28,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=[
-        "diffattn",
-        "diffattn.assets",
-        "diffattn.cli",
-        "diffattn.guidance",
-        "diffattn.hunting",
-        "diffattn.kernels",
-        "diffattn.methods",
-        "diffattn.models",
-        "diffattn.pipelines",
-    ],
+    packages=[*find_packages(include=["diffattn", "diffattn.*"]), "diffattn.kernels", "diffattn.pipelines"],
     package_dir={"diffattn.kernels": "kernels", "diffattn.pipelines": "pipelines"},
     package_data={"diffattn": ["py.typed"], "diffattn.assets": ["tiny_wan/*", "tiny_wan/*/*"]},
     install_requires=[

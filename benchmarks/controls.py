@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
-from diffattn import Plan, TileList, TokenGrid, attend
+from diffattn import AttentionConfig, Plan, TileList, TokenGrid
 from diffattn.methods._order import block_order, block_size
-from diffattn.methods._scores import block_mass
+from diffattn.methods._scores import block_mass, match_heads
 from diffattn.methods._select import top
 
 ROWS = 512  # query rows scored at once
@@ -16,12 +19,12 @@ ROWS = 512  # query rows scored at once
 def dense(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Full attention, `(B, S, H, D)`."""
     parts = (x.transpose(1, 2) for x in (query, key, value))
-    return torch.nn.functional.scaled_dot_product_attention(*parts).transpose(1, 2)
+    return torch.nn.functional.scaled_dot_product_attention(*parts, enable_gqa=True).transpose(1, 2)
 
 
 def best_tokens(query: Tensor, key: Tensor, value: Tensor, density: float) -> Tensor:
-    """Each query with the share `density` of the keys that score highest: no selection of keys does better."""
-    count = max(1, round(density * key.shape[1]))
+    """Each query with the share `density` of the keys that score highest: no selection of keys keeps more mass."""
+    count = _count(density, key.shape[1])
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     out = []
     for rows in q.split(ROWS, 2):
@@ -31,24 +34,61 @@ def best_tokens(query: Tensor, key: Tensor, value: Tensor, density: float) -> Te
     return torch.cat(out, 2).transpose(1, 2)
 
 
-def block_plan(grid: TokenGrid, query: Tensor, key: Tensor, density: float, seed: int | None = None) -> Plan:
-    """Each query tile with the blocks of the most estimated mass, or with random ones drawn from `seed`.
+@dataclass(frozen=True)
+class TopTokens(AttentionConfig):
+    """[`best_tokens`] as a plan: tiles of one token, so for short sequences only."""
 
-    Blocks and order are those of [`diffattn.PyramidConfig`]; grids without text.
+    density: float
+
+    method: ClassVar[str] = "top-k tokens"
+    dynamic: ClassVar[bool] = True
+
+    def plan(self, grid: TokenGrid, query: Tensor, key: Tensor, *, layer: int = 0, device: str = "cpu") -> Plan:
+        q, k = (x.transpose(1, 2) for x in (query, key))
+        scores = q @ match_heads(k, q.shape[1]).mT
+        best = scores.topk(_count(self.density, grid.tokens), -1).indices
+        counts = torch.full(best.shape[:-1], best.shape[-1], dtype=torch.int32)
+        order = torch.arange(grid.tokens, device=query.device)[None, None]
+        return Plan(grid.tokens, order, (TileList(counts.to(query.device), best.int(), 1),), 1)
+
+
+@dataclass(frozen=True)
+class TopBlocks(AttentionConfig):
+    """Each query tile with the blocks of the most estimated mass; blocks and order are those of `PyramidConfig`.
+
+    For grids without text.
     """
-    block = block_size(grid, 32)
-    order, rows = block_order(grid, "nested", block)
-    blocks = rows // block
-    if seed is None:
-        scores = block_mass(query, key, order, block, block)
-    else:
-        shape = (query.shape[0], query.shape[2], blocks, blocks)
-        scores = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
-    lists = TileList.from_mask(top(scores, max(1, round(density * blocks))), block)
-    return Plan(grid.tokens, order[None, None], (lists,), block)
+
+    density: float
+
+    method: ClassVar[str] = "top-k blocks"
+    dynamic: ClassVar[bool] = True
+
+    def plan(self, grid: TokenGrid, query: Tensor, key: Tensor, *, layer: int = 0, device: str = "cpu") -> Plan:
+        block = block_size(grid, 32)
+        order, rows = block_order(grid, "nested", block, query.device)
+        scores = self.scores(query, key, order, block, layer)
+        lists = TileList.from_mask(top(scores, _count(self.density, rows // block)), block)
+        return Plan(grid.tokens, order[None, None], (lists,), block)
+
+    def scores(self, query: Tensor, key: Tensor, order: Tensor, block: int, layer: int) -> Tensor:
+        """`(B, H, N, N)`, larger for blocks to keep."""
+        return block_mass(query, key, order, block, block)
 
 
-def run_blocks(grid: TokenGrid, query: Tensor, key: Tensor, value: Tensor, density: float, seed: int | None = None):
-    """Output of [`block_plan`] and the density it reached."""
-    plan = block_plan(grid, query, key, density, seed)
-    return attend(query, key, value, plan), plan.density
+@dataclass(frozen=True)
+class RandomBlocks(TopBlocks):
+    """Blocks drawn from a seed, others in every layer, head and sample, the same in every step."""
+
+    seed: int = 0
+
+    method: ClassVar[str] = "random blocks"
+
+    def scores(self, query: Tensor, key: Tensor, order: Tensor, block: int, layer: int) -> Tensor:
+        generator = torch.Generator().manual_seed(1000 * self.seed + layer)
+        blocks = len(order) // block
+        return torch.rand(query.shape[0], query.shape[2], blocks, blocks, generator=generator)
+
+
+def _count(density: float, total: int) -> int:
+    return max(1, round(density * total))

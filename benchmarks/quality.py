@@ -3,144 +3,113 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
+from tqdm.auto import tqdm
 
-import diffattn
-from diffattn import TokenGrid, attend
+from diffattn import Schedule, TokenGrid
+from diffattn.methods._order import block_size
 
-from .controls import best_tokens, dense, run_blocks
-from .sources import Sample, captured, synthetic
+from . import distances, report
+from .end_to_end import end_to_end
+from .measures import Result, measure
+from .sources import CAPTURED_STEPS, ROUGH_OCTAVES, Sample, captured, synthetic
+from .tiny import PROMPTS, STEPS
 
-DENSITIES = (0.09, 0.145, 0.25)
-METHODS = {
-    "auto": {},
-    "pyramid": {},
-    "rectified": {},
-    "vmoba": {},
-    "vmoba, tile routing": {"routing": "tile"},
-    "neighborhood": {},
-    "radial": {},
+DENSITIES = {source: (0.09, 0.145, 0.25) for source in ("synthetic", "rough", "captured")}
+DENSITIES["end-to-end"] = (0.145, 0.25)
+SEEDS = {"synthetic": 3, "rough": 3, "captured": 2, "end-to-end": 2}
+EVERY_CALL = Schedule(dense_start=0, dense_layers=0)
+
+
+def study_synthetic(options: argparse.Namespace) -> tuple[list[Result], str]:
+    """Part (a): random fields, smooth or rough."""
+    grid, octaves = TokenGrid(*options.grid), ROUGH_OCTAVES if options.source == "rough" else 1
+    results = _measure(synthetic(grid, options.seeds, octaves), options.densities, options.seeds)
+    text = (
+        f"Random fields of {octaves} octave{'s' * (octaves > 1)} on {grid}, four heads of 64 channels "
+        f"(`diffattn.synthetic.structured_qkv`), {_seeds(options)}; mean of the samples, density reached in "
+        f"parentheses.\n\n{report.table(results, 'error')}\n\n{report.findings(results, 'error')}\n"
+    )
+    return results, text
+
+
+def study_captured(options: argparse.Namespace) -> tuple[list[Result], str]:
+    """Part (b): queries, keys and values of the embedded model, by layer and step."""
+    samples = list(captured(options.seeds))
+    results = _measure(samples, options.densities, len(samples))
+    grid, middle = samples[0].grid, sorted(options.densities)[len(options.densities) // 2]
+    text = (
+        f"{len(samples)} attention calls of the embedded model on {grid} ({grid.tokens} tokens): every layer, steps "
+        f"{', '.join(map(str, CAPTURED_STEPS))} of {STEPS} from 0, both guidance passes, {len(PROMPTS)} prompts, "
+        f"{_seeds(options)}. So few tokens leave a choice only among small blocks: here they have "
+        f"{block_size(grid, 32)} tokens, {-(-grid.tokens // block_size(grid, 32))} in all.\n\n"
+        f"{report.table(results, 'error')}\n\n{report.findings(results, 'error')}\n\n## By layer\n\n"
+        f"{report.table_by(results, 'error', 'layer', middle)}\n\n## By step\n\n"
+        f"{report.table_by(results, 'error', 'step', middle)}\n\n## Where the heads look\n\n"
+        "Share of the attention mass by distance in frames, by distance in tokens within the frame (the larger of "
+        f"rows and columns), and held by the best tenth of the keys.\n\n{distances.table(samples)}\n"
+    )
+    return results, text
+
+
+def study_end_to_end(options: argparse.Namespace) -> tuple[list[Result], str]:
+    """Part (c): videos of the embedded model."""
+    schedule = EVERY_CALL if options.every_call else Schedule()
+    results = end_to_end(options.densities, options.seeds, schedule)
+    prompts = "\n".join(f"- {prompt}" for prompt in PROMPTS)
+    text = (
+        f"Videos of the embedded model, 33 frames of 128x128, {STEPS} steps, against the dense one of the same prompt "
+        f"and seed; {schedule}; {_seeds(options)}; density of the sparse calls in parentheses. Prompts:\n\n{prompts}"
+        f"\n\n{report.table(results, 'psnr')}\n\n{report.findings(results, 'psnr')}\n\n"
+        f"{report.table(results, 'ssim')}\n\n{report.findings(results, 'ssim')}\n"
+    )
+    return results, text
+
+
+STUDIES = {
+    "synthetic": (study_synthetic, ["error"], "structured fields"),
+    "rough": (study_synthetic, ["error"], "rough fields"),
+    "captured": (study_captured, ["error"], "captured queries, keys and values"),
+    "end-to-end": (study_end_to_end, ["psnr", "ssim"], "videos, end to end"),
 }
-CONTROLS = ("top-k tokens (oracle)", "top-k blocks", "random blocks")
 
 
-@dataclass(frozen=True)
-class Result:
-    """One method on one sample: relative output error, density reached, and planning time over that of dense."""
-
-    method: str
-    asked: float
-    reached: float
-    error: float
-    plan_share: float
-
-
-def relative_error(out: Tensor, exact: Tensor) -> float:
-    """Norm of the difference over the norm of `exact`, over all tokens, heads and channels."""
-    return float((out.double() - exact.double()).norm() / exact.double().norm())
-
-
-def measure(sample: Sample, densities: Iterable[float]) -> list[Result]:
-    """Every method and control on one sample."""
-    start = time.perf_counter()
-    exact = dense(sample.query, sample.key, sample.value)
-    dense_time = time.perf_counter() - start
-    results = []
-    for density in densities:
-        for name, options in METHODS.items():
-            config = diffattn.config(name.split(",")[0], density=density, **options)
-            start = time.perf_counter()
-            plan = config.plan(sample.grid, sample.query, sample.key, layer=sample.layer)
-            planning = (time.perf_counter() - start) / dense_time
-            error = relative_error(attend(sample.query, sample.key, sample.value, plan), exact)
-            results.append(Result(name, density, plan.density, error, planning))
-        results += [Result(name, density, *numbers, 0.0) for name, *numbers in _controls(sample, density, exact)]
-    return results
-
-
-def _controls(sample: Sample, density: float, exact: Tensor) -> list[tuple[str, float, float]]:
-    tensors = sample.query, sample.key, sample.value
-    found = [(CONTROLS[0], density, relative_error(best_tokens(*tensors, density), exact))]
-    for name, seed in zip(CONTROLS[1:], (None, 0)):
-        out, reached = run_blocks(sample.grid, *tensors, density, seed)
-        found.append((name, reached, relative_error(out, exact)))
-    return found
-
-
-def average(results: list[Result]) -> dict[tuple[str, float], Result]:
-    """Means over samples, by method and density asked for."""
-    groups: dict[tuple[str, float], list[Result]] = {}
-    for result in results:
-        groups.setdefault((result.method, result.asked), []).append(result)
-    return {at: Result(*at, *_means(group)) for at, group in groups.items()}
-
-
-def _means(group: list[Result]) -> list[float]:
-    return [sum(getattr(result, name) for result in group) / len(group) for name in ("reached", "error", "plan_share")]
-
-
-def table(means: dict[tuple[str, float], Result]) -> str:
-    """Markdown: a row for each method, error and density reached for each density asked for."""
-    densities = sorted({density for _, density in means})
-    lines = [
-        "| method | " + " | ".join(f"error at {density:g}" for density in densities) + " | planning / dense |",
-        "|---|" + "---|" * (len(densities) + 1),
-    ]
-    for method in dict.fromkeys(method for method, _ in means):
-        cells = [means[method, density] for density in densities]
-        errors = [f"{cell.error:.3f} ({cell.reached:.3f})" for cell in cells]
-        planning = max(cell.plan_share for cell in cells)
-        lines.append(f"| {method} | " + " | ".join(errors) + f" | {f'{planning:.1%}' if planning else '-'} |")
-    return "\n".join(lines)
-
-
-def plot(means: dict[tuple[str, float], Result], path: Path) -> None:
-    """Error against density reached, one line for each method, as a PNG."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise SystemExit('the plot needs matplotlib: pip install "diffattn[viz]"') from error
-    figure = Figure(figsize=(8.5, 5), layout="constrained")
-    axes = figure.subplots()
-    for method in dict.fromkeys(method for method, _ in means):
-        line = sorted((cell.reached, cell.error) for (name, _), cell in means.items() if name == method)
-        axes.plot(*zip(*line), "o--" if method in CONTROLS else "o-", label=method)
-    axes.set(xlabel="density (share of query-key products)", ylabel="relative output error", yscale="log")
-    axes.grid(True, which="both", alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize="small")
-    figure.savefig(path, dpi=120)
-
-
-def main() -> None:
-    """Measure, print the table, and write table and plot."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
-    parser.add_argument("--grid", type=int, nargs=3, default=(12, 32, 32), metavar=("FRAMES", "HEIGHT", "WIDTH"))
-    parser.add_argument("--seeds", type=int, default=3, help="samples, each with its own seed (default: 3)")
-    parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
-    parser.add_argument("--captured", type=Path, help="folder of captured query, key and value (see sources.py)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results"), help="folder to write to")
-    options = parser.parse_args()
-    samples = captured(options.captured) if options.captured else synthetic(TokenGrid(*options.grid), options.seeds)
-    results, names = [], []
-    with torch.no_grad():
-        for sample in samples:
-            results += measure(sample, options.densities)
-            names.append(sample.name)
-    if not names:
-        raise SystemExit(f"no *.safetensors in {options.captured}")
-    text = table(average(results))
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print the tables, and write tables and plot."""
+    options = _parser().parse_args(arguments)
+    options.seeds = options.seeds or SEEDS[options.source]
+    options.densities = options.densities or DENSITIES[options.source]
+    study, scores, title = STUDIES[options.source]
+    results, text = study(options)
+    stem = f"quality-{options.source}{'-every-call' * options.every_call}"
+    command = f"python -m benchmarks.quality --source {options.source}{' --every-call' * options.every_call}"
+    text = f"# Quality at equal density: {title}\n\n`{command}`\n\n![plot]({stem}.png)\n\n{text}"
+    text += "\nWhat this shows, and what it does not: [quality.md](quality.md).\n"
     print(text)
-    stem = "quality-captured" if options.captured else "quality-synthetic"
-    plot(average(results), options.out / f"{stem}.png")
-    about = f"Relative output error (density reached); mean over: {'; '.join(names)}.\n\n"
-    command = "python -m benchmarks.quality" + (" --captured FOLDER" if options.captured else "")
-    (options.out / f"{stem}.md").write_text(f"{about}{text}\n\nMade by `{command}`.\n", encoding="utf-8")
+    report.plot(results, scores, options.out / f"{stem}.png")
+    (options.out / f"{stem}.md").write_text(text, encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
+    parser.add_argument("--source", choices=STUDIES, default="synthetic", help="what to measure on")
+    parser.add_argument("--grid", type=int, nargs=3, default=(12, 32, 32), metavar=("FRAMES", "HEIGHT", "WIDTH"),
+                        help="of synthetic and rough fields")  # fmt: skip
+    parser.add_argument("--seeds", type=int, help=f"seeds, from 0; by default {SEEDS}")
+    parser.add_argument("--densities", type=float, nargs="+", help="by default 0.09, 0.145 and 0.25")
+    parser.add_argument("--every-call", action="store_true", help="end-to-end: no dense steps and layers")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results"), help="folder to write to")
+    return parser
+
+
+def _measure(samples: Iterable[Sample], densities: Iterable[float], count: int) -> list[Result]:
+    return [result for sample in tqdm(samples, total=count, unit="sample") for result in measure(sample, densities)]
+
+
+def _seeds(options: argparse.Namespace) -> str:
+    return f"seeds 0 to {options.seeds - 1}" if options.seeds > 1 else "seed 0"
 
 
 if __name__ == "__main__":

@@ -1,46 +1,51 @@
-"""Where queries, keys and values of a study come from: made up with a seed, or captured from a model."""
+"""Where queries, keys and values of the study come from: made up with a seed, or captured from the embedded model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from diffattn import TokenGrid
 from diffattn.synthetic import structured_qkv
 
+from .tiny import PROMPTS, load, run
+
+ROUGH_OCTAVES = 4
+CAPTURED_STEPS = (1, 4, 8)
+
 
 @dataclass(frozen=True)
 class Sample:
-    """One attention call: `(B, S, H, D)` tensors, the grid they lie on, and the layer they belong to."""
+    """One attention call: `(B, S, H, D)` tensors, the grid they lie on, the layer, and labels to group results by."""
 
-    name: str
     grid: TokenGrid
     query: Tensor
     key: Tensor
     value: Tensor
     layer: int = 0
+    labels: dict[str, int] = field(default_factory=dict)
 
 
-def synthetic(grid: TokenGrid, seeds: int) -> Iterator[Sample]:
-    """One sample of four heads for each seed."""
+def synthetic(grid: TokenGrid, seeds: int, octaves: int = 1) -> Iterator[Sample]:
+    """One sample of four heads for each seed: smooth fields, or rough ones of several octaves."""
     for seed in range(seeds):
-        yield Sample(f"synthetic {grid}, seed {seed}", grid, *structured_qkv(grid, seed=seed), layer=seed)
+        tensors = structured_qkv(grid, seed=seed, octaves=octaves)
+        yield Sample(grid, *tensors, layer=seed, labels={"seed": seed})
 
 
-def captured(folder: Path) -> Iterator[Sample]:
-    """The `*.safetensors` files of a folder, in order of their names.
+def captured(seeds: int) -> Iterator[Sample]:
+    """Every layer of the embedded model at `CAPTURED_STEPS`, one sample for each of the two guidance passes.
 
-    Each holds `query`, `key` and `value`, `(B, S, H, D)` after norm and RoPE, and in its metadata `frames`, `height`,
-    `width` and, where they are not 0, `text`, `text_first` and `layer`.
+    The prompts are one batch; each seed is a run of its own.
     """
-    from safetensors import safe_open
+    from diffattn.capture import capture
 
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            about = {name: int(value) for name, value in (file.metadata() or {}).items()}
-            tensors = [file.get_tensor(name).float() for name in ("query", "key", "value")]
-        layer, text_first = about.pop("layer", 0), bool(about.pop("text_first", 0))
-        yield Sample(path.stem, TokenGrid(**about, text_first=text_first), *tensors, layer=layer)
+    pipe = load()
+    for seed in range(seeds):
+        with capture(pipe, keep=lambda layer, step: step in CAPTURED_STEPS) as calls:
+            run(pipe, PROMPTS, seed, output_type="latent")
+        for call in calls:
+            labels = {"seed": seed, "layer": call.layer, "step": call.step}
+            yield Sample(call.grid, call.query, call.key, call.value, call.layer, labels)

@@ -9,30 +9,42 @@ from typing import Any
 
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks._helpers import AttentionProcessorRegistry, TransformerBlockRegistry
+from diffusers.hooks.context_parallel import ContextParallelSplitHook
 from diffusers.hooks.hooks import CacheContext, StateManager, _set_cache_context
 from diffusers.models.attention_dispatch import (
     AttentionBackendName,
     _AttentionBackendRegistry,
     dispatch_attention_fn,
 )
+from diffusers.models.attention_dispatch import _templated_context_parallel_attention as context_parallel_attention
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
 __all__ = [
+    "ContextParallelSplitHook",
     "HookRegistry",
     "ModelHook",
     "StateManager",
     "active_backend",
     "block_outputs",
     "apply_rotary_emb",
+    "context_parallel_attention",
     "dispatch_attention_fn",
+    "hooks_before",
     "quiet_pipeline",
     "register_backend",
     "register_processor",
     "renamed_context",
     "unwrap_module",
 ]
+
+
+def hooks_before(module: nn.Module, name: str) -> list[ModelHook]:
+    """The hooks of `module` that run before the one called `name` does: those registered later."""
+    registry = module._diffusers_hook
+    order = registry._hook_order
+    return [registry.hooks[later] for later in order[order.index(name) + 1 :]]
 
 
 def register_backend(name: str, attention: Callable) -> AttentionBackendName:
@@ -43,7 +55,7 @@ def register_backend(name: str, attention: Callable) -> AttentionBackendName:
     """
     member = str.__new__(AttentionBackendName, name)
     member._name_, member._value_ = name.upper(), name
-    _AttentionBackendRegistry.register(member, supports_context_parallel=False)(attention)
+    _AttentionBackendRegistry.register(member, supports_context_parallel=True)(attention)
     return member
 
 

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from torch import nn
 
 from ._compat import unwrap_module
-from .config import AttentionConfig
+from .config import METHODS, AttentionConfig
 from .config import config as config_by_name
+from .grid import TokenGrid
 from .hook import SparseAttentionHook, add_hook, find_hook, remove_hook
 from .kernels.attend import check_impl
 from .layer import Layer
 from .models.adapter import adapter_for, find_adapter, supported_models
+from .parallel import check_parallel
 from .processors import SparseProcessorMixin, set_processor, sparse_processor
 from .runtime import Runtime
+from .saved import load_settings
 from .schedule import Schedule
 
 
 def enable(
     pipe: Any,
-    config: str | AttentionConfig = "auto",
+    config: str | os.PathLike | AttentionConfig = "auto",
     *,
     schedule: Schedule | None = None,
     impl: str = "auto",
+    grid: tuple[int, int, int] | None = None,
 ) -> None:
     """Turn sparse attention on in a pipeline (all its transformers) or in one transformer.
 
@@ -32,13 +37,19 @@ def enable(
 
     Args:
         pipe (`DiffusionPipeline` or `ModelMixin`): what to change, in place.
-        config (`str` or [`AttentionConfig`], *optional*, defaults to `"auto"`): a method, by name or configured.
-        schedule ([`Schedule`], *optional*): dense steps and layers, the defaults of [`Schedule`] if not given.
+        config (`str`, `os.PathLike` or [`AttentionConfig`], *optional*, defaults to `"auto"`): a method, by name or
+            configured; or the folder or Hub repository where `config.save_pretrained` left one.
+        schedule ([`Schedule`], *optional*): dense steps and layers, if not given those saved with the configuration,
+            or the defaults of [`Schedule`].
         impl (`str`, *optional*, defaults to `"auto"`): kernel implementation, see [`~kernels.attend.attend`].
+        grid (`tuple[int, int, int]`, *optional*): frames, height and width of the visual tokens, where the inputs of
+            the transformer do not tell (LTX with `video_coords`); found in each forward if not given.
 
     Raises:
         TypeError: `pipe` is neither a pipeline with a supported transformer nor one.
-        ValueError: an unknown method or `impl`.
+        ValueError: an unknown method or `impl`, or a grid that is none.
+        OSError: a folder or repository without `diffattn_config.json`.
+        NotImplementedError: the transformer runs ring attention.
 
     Example:
 
@@ -48,14 +59,19 @@ def enable(
     >>> diffattn.disable(pipe)
     ```
     """
-    config = _resolve(config)
     if not isinstance(schedule, (Schedule, type(None))):
         raise TypeError(f"schedule must be a diffattn.Schedule, got {type(schedule).__name__}")
+    config, saved = _resolve(config)
+    schedule = schedule or saved or Schedule()
     check_impl(impl)
+    if grid is not None:
+        grid = _check_grid(grid)
     transformers = find_transformers(pipe)
-    runtime = Runtime(config, schedule or Schedule(), impl, scheduler=getattr(pipe, "scheduler", None))
     for transformer in transformers:
-        _enable_one(transformer, runtime)
+        check_parallel(getattr(transformer, "_parallel_config", None))
+    runtime = Runtime(config, schedule, impl, scheduler=getattr(pipe, "scheduler", None), fixed=grid)
+    for transformer in transformers:
+        serve(transformer, runtime)
 
 
 def disable(pipe: Any) -> None:
@@ -102,7 +118,8 @@ def find_transformers(pipe: Any) -> list[nn.Module]:
     return [unwrap_module(part) for part in found]
 
 
-def _enable_one(transformer: nn.Module, runtime: Runtime) -> None:
+def serve(transformer: nn.Module, runtime: Runtime) -> None:
+    """Put the processors of `runtime` and the hook that tells it of steps into one transformer."""
     adapter = adapter_for(transformer)
     disable(transformer)
     names, served = adapter.attention(transformer), []
@@ -116,9 +133,24 @@ def _enable_one(transformer: nn.Module, runtime: Runtime) -> None:
     add_hook(transformer, SparseAttentionHook(runtime, adapter, served))
 
 
-def _resolve(config: str | AttentionConfig) -> AttentionConfig:
+def _check_grid(grid: tuple[int, int, int]) -> tuple[int, int, int]:
+    if not isinstance(grid, (tuple, list)) or len(grid) != 3:
+        raise ValueError(f"grid must be (frames, height, width) in tokens, got {grid!r}")
+    TokenGrid(*grid)
+    return tuple(grid)
+
+
+def _resolve(config: str | os.PathLike | AttentionConfig) -> tuple[AttentionConfig, Schedule | None]:
+    """The configuration, and the schedule that was saved with it."""
     if isinstance(config, AttentionConfig):
-        return config
+        return config, None
+    if isinstance(config, os.PathLike) or (isinstance(config, str) and _is_place(config)):
+        return load_settings(config)
     if isinstance(config, str):
-        return config_by_name(config)
-    raise TypeError(f"config must be a method name or an AttentionConfig, got {type(config).__name__}")
+        return config_by_name(config), None
+    raise TypeError(f"config must be a method name, a folder or an AttentionConfig, got {type(config).__name__}")
+
+
+def _is_place(name: str) -> bool:
+    """Whether a name that is no method is a folder, or the `owner/name` of a repository."""
+    return name not in METHODS and ("/" in name or os.path.isdir(name))

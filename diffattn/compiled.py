@@ -36,12 +36,13 @@ def compiled_attention(
     grid: list[int],
     scale: float | None,
 ) -> Tensor:
-    """query, key, value `(B, S, H, D)`, key mask `(B, S)`; `grid` is frames, height, width and the tokens before."""
+    """query, key, value `(B, S, H, D)`, key mask `(B, S)`; `grid` is what `Runtime.place` takes."""
     processor = _processors[int(number)]
     runtime, layer = processor.runtime, processor.layer
-    placement = runtime.place(query.shape[1], tuple(grid[:3]), grid[3])
-    if isinstance(placement, str):
-        layer.count_dense(placement)
+    placement = runtime.place(query.shape[1], tuple(grid[:3]), *grid[3:])
+    reason = placement if isinstance(placement, str) else runtime.why_not_worth(layer, query, key, placement)
+    if reason is not None:
+        layer.count_dense(reason)
         return _dense(query, key, value, key_mask, scale)
     return runtime.run(layer, query, key, value, placement, key_mask, scale).contiguous()
 
@@ -67,11 +68,12 @@ def _gradients(
     with torch.enable_grad(), torch._C._SetExcludeDispatchKeyGuard(AUTOGRAD, False):
         leaves = [tensor.detach().requires_grad_() for tensor in (query, key, value)]
         processor = _processors[int(number)]
-        placement = processor.runtime.place(query.shape[1], tuple(grid[:3]), grid[3])
-        if isinstance(placement, str):
+        runtime, layer = processor.runtime, processor.layer
+        placement = runtime.place(query.shape[1], tuple(grid[:3]), *grid[3:])
+        if isinstance(placement, str) or runtime.why_not_worth(layer, query, key, placement):
             out = _dense(*leaves, key_mask, scale)
         else:
-            out = processor.runtime.run(processor.layer, *leaves, placement, key_mask, scale)
+            out = runtime.run(layer, *leaves, placement, key_mask, scale)
         return tuple(part.contiguous() for part in torch.autograd.grad(out, leaves, grad))
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, fields
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from .grid import TokenGrid
 from .kernels.plan import Plan
+
+if TYPE_CHECKING:
+    from .schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,33 @@ class AttentionConfig:
         values = dict(values)
         return config(values.pop("method", getattr(cls, "method", None)), **values)
 
+    def save_pretrained(self, folder: str | os.PathLike, schedule: Schedule | None = None) -> None:
+        """Write `diffattn_config.json`, beside a saved model for instance.
+
+        Args:
+            folder (`str` or `os.PathLike`): made where it is missing.
+            schedule ([`Schedule`], *optional*): dense steps and layers to save with the method.
+        """
+        from .saved import save_settings
+
+        save_settings(folder, self, schedule)
+
+    @staticmethod
+    def from_pretrained(source: str | os.PathLike, **hub: str) -> AttentionConfig:
+        """The configuration that `save_pretrained` wrote, of any method; [`enable`] takes the source as well.
+
+        Args:
+            source (`str` or `os.PathLike`): a folder, or the id of a repository on the Hub.
+            hub: `subfolder`, `revision`, `token`, `cache_dir` and the like, see `huggingface_hub.hf_hub_download`.
+
+        Raises:
+            OSError: there is no such file.
+            ValueError: the file holds an unknown method, option or value.
+        """
+        from .saved import load_settings
+
+        return load_settings(source, **hub)[0]
+
 
 METHODS: dict[str, type[AttentionConfig]] = {}
 
@@ -67,7 +98,7 @@ def config(method: str, **options) -> AttentionConfig:
     >>> config("radial", decay=0.5).decay
     0.5
     """
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"unknown method {method!r}, known are: {', '.join(sorted(METHODS))}")
     known = [field.name for field in fields(METHODS[method])]
     unknown = sorted(set(options) - set(known))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ._compat import HookRegistry, ModelHook, StateManager
+from ._compat import ContextParallelSplitHook, HookRegistry, ModelHook, StateManager, hooks_before
 from .models.adapter import Adapter, NoGrid
 from .progress import find_step
 from .runtime import Runtime
@@ -23,17 +23,15 @@ class _Context(StateManager):
     def __init__(self, runtime: Runtime) -> None:
         super().__init__(None)
         self.runtime = runtime
+        self.known: Any = None
 
     def set_context(self, context: Any) -> None:
         """Outside the transformer, and so outside the graph of a compiled one: the place to learn the step."""
         super().set_context(context)
+        self.known = context
         step = None if context is None else find_step(context, self.runtime.scheduler, None)
         if step is not None:
             self.runtime.begin_step(step)
-
-    @property
-    def known(self) -> Any:
-        return self._context
 
 
 class SparseAttentionHook(ModelHook):
@@ -66,7 +64,8 @@ class SparseAttentionHook(ModelHook):
             timestep = inputs.get("timestep", inputs.get("timesteps"))
             self.runtime.begin_step(find_step(self.context.known, self.runtime.scheduler, timestep))
         try:
-            self.runtime.begin_forward(self.adapter.grid(module, inputs), self.adapter.tokens_before(module, inputs))
+            grid = self.runtime.fixed or self.adapter.grid(module, inputs)
+            self.runtime.begin_forward(grid, self.adapter.tokens_before(module, inputs))
         except NoGrid as error:
             self.runtime.begin_forward(None, reason=str(error))
         return args, kwargs
@@ -79,6 +78,11 @@ class SparseAttentionHook(ModelHook):
             raise RuntimeError(
                 f"this {type(module).__name__} is a copy of one that diffattn serves, and diffusers' hooks make such "
                 "a copy run the weights of the original: call diffattn.disable(copy), then diffattn.enable(copy)"
+            )
+        if any(_splits_tokens(hook) for hook in hooks_before(module, HOOK)):
+            raise RuntimeError(
+                f"context parallelism was enabled on this {type(module).__name__} after diffattn, which now sees one "
+                "rank's share of the tokens: call diffattn.enable again"
             )
         # while guidance runs a pass, its own processors stand before some of ours
         lost = [
@@ -94,6 +98,11 @@ class SparseAttentionHook(ModelHook):
                 f"{type(attention.processor).__name__} (fuse_qkv_projections and set_attn_processor do that): these "
                 "layers are dense until diffattn.enable is called again"
             )
+
+
+def _splits_tokens(hook: ModelHook) -> bool:
+    # a share of the timesteps, as Wan has them, does no harm
+    return isinstance(hook, ContextParallelSplitHook) and set(hook.metadata) != {"timestep"}
 
 
 def find_hook(transformer: nn.Module) -> SparseAttentionHook | None:

@@ -11,7 +11,8 @@ from torch import Tensor
 from .kernels.plan import Plan
 
 PIXELS = 512
-FINEST, COARSEST, DROPPED = (0.12, 0.20, 0.48), (0.98, 0.80, 0.45), (1.0, 1.0, 1.0)
+STOPS = ((0.07, 0.15, 0.42), (0.13, 0.49, 0.66), (0.55, 0.79, 0.62), (0.98, 0.89, 0.55))  # from exact to coarse
+DROPPED = (1.0, 1.0, 1.0)
 
 
 def sampled_levels(plan: Plan, queries: Tensor, keys: Tensor, batch: int = 0, head: int = 0) -> Tensor:
@@ -78,8 +79,10 @@ def level_colours(pools: list[int]) -> dict[int, tuple[float, ...]]:
     """A colour for each pool, from dark (exact) to light, and white for what is dropped (0)."""
     pools, colours = sorted(pools), {0: DROPPED}
     for index, pool in enumerate(pools):
-        share = index / max(len(pools) - 1, 1)
-        colours[pool] = tuple(a + share * (b - a) for a, b in zip(FINEST, COARSEST))
+        place = index / max(len(pools) - 1, 1) * (len(STOPS) - 1)
+        stop = min(int(place), len(STOPS) - 2)
+        share = place - stop
+        colours[pool] = tuple(a + share * (b - a) for a, b in zip(STOPS[stop], STOPS[stop + 1]))
     return colours
 
 

@@ -1,4 +1,4 @@
-"""Where the tokens of a joint sequence sit, and plans for sequences that begin with other tokens than their grid."""
+"""Where the tokens of a joint sequence sit, and plans for sequences in another order than their grid."""
 
 from __future__ import annotations
 
@@ -16,17 +16,37 @@ WHERE = {"before": ALL, "after": 0, "none": NONE}
 
 @dataclass(frozen=True)
 class Placement:
-    """A grid, and by how many tokens the sequence is rolled against it."""
+    """A grid, and how the sequence differs from its order.
+
+    Args:
+        grid ([`TokenGrid`]): where the tokens belong.
+        shift (`int`, *optional*, defaults to 0): by how many tokens the sequence is rolled against it.
+        ranks (`int`, *optional*, defaults to 1): into how many shares context parallelism cut what is ahead of the
+            grid, or the grid where nothing is, and again the rest: share by share they follow each other.
+    """
 
     grid: TokenGrid
     shift: int = 0
+    ranks: int = 1
+
+    def order(self, device: torch.device | str = "cpu") -> Tensor | None:
+        """`(S,)` int64, where in the sequence each token of the grid's order is; None where the two are the same."""
+        if not self.shift and self.ranks == 1:
+            return None
+        order = torch.arange(self.grid.tokens, device=device)
+        if self.ranks > 1:
+            first = self.shift or self.grid.video_start or self.grid.video_tokens
+            shares = (stream.tensor_split(self.ranks) for stream in (order[:first], order[first:]))
+            order = torch.cat([share for of_rank in zip(*shares) for share in of_rank]).argsort()
+        return order.roll(-self.shift)
 
 
-def place(video: tuple[int, int, int], before: int, tokens: int) -> Placement | str:
+def place(video: tuple[int, int, int], before: int, tokens: int, ranks: int = 1) -> Placement | str:
     """The placement of a sequence of `tokens` tokens, `before` of them before the grid, or why there is none.
 
     Other tokens than the visual ones are the grid's text: their rows and columns are dense. Where they sit on both
-    sides, attention does not care for order: those ahead are taken as if they came last.
+    sides, attention does not care for order: those ahead are taken as if they came last. `ranks` is above 1 where
+    text and visual tokens were cut into so many shares each, which follow each other rank by rank.
     """
     others = tokens - video[0] * video[1] * video[2]
     if others < 0:
@@ -37,20 +57,20 @@ def place(video: tuple[int, int, int], before: int, tokens: int) -> Placement | 
     if ahead > others:
         return f"{ahead} tokens ahead of the grid were expected, {others} are not on it"
     first = ahead == others and ahead > 0
-    return Placement(TokenGrid(*video, text=others, text_first=first), 0 if first else ahead)
+    return Placement(TokenGrid(*video, text=others, text_first=first), 0 if first else ahead, ranks)
 
 
-def roll_tokens(query: Tensor, key: Tensor, shift: int) -> tuple[Tensor, Tensor]:
+def in_grid_order(query: Tensor, key: Tensor, order: Tensor | None) -> tuple[Tensor, Tensor]:
     """query and key `(B, S, H, D)` in the order of the grid."""
-    return (query.roll(-shift, 1), key.roll(-shift, 1)) if shift else (query, key)
+    return (query, key) if order is None else (query[:, order], key[:, order])
 
 
-def roll_plan(plan: Plan, shift: int) -> Plan:
-    """A plan for the order of the grid, for a sequence in which `shift` tokens of its end come first."""
-    if not shift:
+def reorder_plan(plan: Plan, order: Tensor | None) -> Plan:
+    """A plan for the order of the grid, for the sequence in which token i of the grid is at `order[i]`."""
+    if order is None:
         return plan
 
     def moved(rows: Tensor | None) -> Tensor | None:
-        return None if rows is None else torch.where(rows < 0, rows, (rows + shift) % plan.tokens)
+        return None if rows is None else torch.where(rows < 0, rows, order[rows.clamp(min=0)])
 
     return replace(plan, order=moved(plan.order), q_rows=moved(plan.q_rows), _cache={})

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import functools
-import threading
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ._compat import dispatch_attention_fn, register_backend, register_processor
-from .compiled import compiled_attention, number_of
+from ._compat import register_backend, register_processor
+from .calls import Call, Dense, answer, dispatched, running
+from .compiled import number_of
 from .layer import Layer
 from .models.adapter import Adapter
-from .runtime import HELD, Runtime
-from .seams import Dense, seam
+from .parallel import check_parallel, exchanged
+from .runtime import Runtime
+from .seams import seam
 
 
 class InterceptedProcessorMixin:
@@ -29,24 +29,13 @@ class InterceptedProcessorMixin:
     adapter: Adapter
     outer_backend: Any = None
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        dense: Dense,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        parallel_config: Any = None,
-    ) -> Tensor:
-        """query, key, value `(B, S, H, D)`; `dense(query, key, value, attn_mask)` is what the model would do."""
+    def attend(self, call: Call, dense: Dense, ranks: int = 1) -> Tensor:
+        """`(B, S, H, D)`; `dense(call)` is what the model would do, `ranks` those of context parallelism."""
         raise NotImplementedError
 
     @property
     def _attention_backend(self) -> Any:
-        return BACKEND if _running.processor is self else getattr(self.original, "_attention_backend", None)
+        return BACKEND if running.processor is self else getattr(self.original, "_attention_backend", None)
 
     @_attention_backend.setter
     def _attention_backend(self, backend: Any) -> None:
@@ -58,6 +47,7 @@ class InterceptedProcessorMixin:
 
     @_parallel_config.setter
     def _parallel_config(self, config: Any) -> None:
+        check_parallel(config)
         self.original._parallel_config = config
 
 
@@ -69,45 +59,12 @@ class SparseProcessorMixin(InterceptedProcessorMixin):
     layer: Layer
     number: Tensor
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        dense: Dense,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        parallel_config: Any = None,
-    ) -> Tensor:
-        runtime, layer = self.runtime, self.layer
-        reason, key_mask = _unserved(query, key, dropout_p, is_causal, parallel_config), None
-        if reason is None:
-            reason, key_mask = runtime.decide(layer, query, attn_mask, self.adapter.mask)
-        if torch.compiler.is_compiling():
-            if reason is None:
-                number, grid = self.number, [*runtime.video, runtime.before]
-                return compiled_attention(query, key, value, key_mask, number, grid, scale)
-            return dense(query, key, value, attn_mask)
-        if reason is None:
-            placement = runtime.place(query.shape[1])
-            if not isinstance(placement, str):
-                return runtime.run(layer, query, key, value, placement, key_mask, scale)
-            reason = placement
-        layer.count_dense(runtime.why_held(layer) if reason == HELD else reason)
-        return dense(query, key, value, attn_mask)
+    def attend(self, call: Call, dense: Dense, ranks: int = 1) -> Tensor:
+        return answer(self, call, dense, ranks)
 
     def __reduce__(self) -> tuple:
         # its class is made at run time, pickle would not find it
         return _restore, (self.original, self.runtime, self.layer, self.adapter.model)
-
-
-class _Running(threading.local):
-    processor: InterceptedProcessorMixin | None = None
-
-
-_running = _Running()
 
 
 def sparse_processor(original: Any, runtime: Runtime, layer: Layer, adapter: Adapter) -> Any:
@@ -156,11 +113,11 @@ def _intercepted_class(mixin: type, cls: type, seam_name: str) -> type:
     # wraps keeps the signature: attention modules drop keyword arguments that a processor does not name
     @functools.wraps(cls.__call__)
     def __call__(self, *args, **kwargs):
-        outer, _running.processor = _running.processor, self
+        outer, running.processor = running.processor, self
         try:
             return run(self, args, kwargs)
         finally:
-            _running.processor = outer
+            running.processor = outer
 
     made = type(f"{mixin.prefix}{cls.__name__}", (mixin, cls), {"__call__": __call__})
     register_processor(made, like=cls)
@@ -179,36 +136,8 @@ def _backend(
     _parallel_config: Any = None,
 ) -> Tensor:
     """What diffusers' dispatcher calls: query, key, value `(B, S, H, D)`."""
-    processor = _running.processor
-
-    def dense(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> Tensor:
-        return dispatch_attention_fn(
-            query,
-            key,
-            value,
-            attn_mask=attn_mask,
-            dropout_p=dropout_p,
-            is_causal=is_causal,
-            scale=scale,
-            enable_gqa=enable_gqa,
-            backend=getattr(processor.original, "_attention_backend", None) or processor.outer_backend,
-            parallel_config=_parallel_config,
-        )
-
-    return processor.attend(query, key, value, dense, attn_mask, dropout_p, is_causal, scale, _parallel_config)
-
-
-def _unserved(query: Tensor, key: Tensor, dropout_p: float, is_causal: bool, parallel_config: Any) -> str | None:
-    """Why this call cannot be sparse, whatever the plan."""
-    if query.shape[1] != key.shape[1]:
-        return "query and key sequences differ"
-    if is_causal:
-        return "causal attention"
-    if dropout_p:
-        return "attention dropout"
-    if parallel_config is not None:
-        return "context parallelism"
-    return None
+    call = Call(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    return dispatched(running.processor, call) if _parallel_config is None else exchanged(call, _parallel_config)
 
 
 BACKEND = register_backend("diffattn", _backend)

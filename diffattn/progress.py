@@ -11,21 +11,32 @@ def find_step(context: Any, scheduler: Any, timestep: torch.Tensor | None) -> tu
     """`(step, steps)`, both counted in calls of the scheduler, or None where nobody knows.
 
     Args:
-        context (`CacheContext`, *optional*): what the pipeline said through `cache_context`.
+        context (`CacheContext` or `str`, *optional*): what the pipeline said through `cache_context`.
         scheduler (`SchedulerMixin`, *optional*): the scheduler of the run.
         timestep (`torch.Tensor`, *optional*): the timestep the transformer was called with, any shape.
     """
-    if context is not None and context.step_index is not None and context.num_inference_steps is not None:
-        return context.step_index, context.num_inference_steps
+    # before diffusers 0.41 a context was no more than a name
+    said = getattr(context, "step_index", None), getattr(context, "num_inference_steps", None)
+    if None not in said:
+        return said
     timesteps = getattr(scheduler, "timesteps", None)
     if timesteps is None:
         return None
-    if hasattr(scheduler, "step_index"):
-        step = scheduler.step_index
-        step = getattr(scheduler, "begin_index", None) or 0 if step is None else step
-        return (step, len(timesteps)) if step < len(timesteps) else None
+    step = getattr(scheduler, "step_index", None)
+    if step is None and getattr(scheduler, "begin_index", None) is not None:
+        step = scheduler.begin_index
+    if step is None:
+        step = _step_of(timestep, timesteps)
+    if step is None and hasattr(scheduler, "step_index"):
+        step = 0
+    return None if step is None or step >= len(timesteps) else (step, len(timesteps))
+
+
+def _step_of(timestep: torch.Tensor | None, timesteps: torch.Tensor) -> int | None:
+    """Where a run that nobody counts is, or one that begins late (video-to-video of Wan) before its first step."""
     if timestep is None:
         return None
     # image-to-video sets the timesteps of known frames to 0, the largest is the one of the step
-    found = (timesteps == timestep.max().to(timesteps)).nonzero()
-    return (int(found[0]), len(timesteps)) if len(found) else None
+    found = (timesteps == timestep.max().to(timesteps)).nonzero().flatten()
+    # of two alike a scheduler begins with the second, see `index_for_timestep`
+    return int(found[:2][-1]) if len(found) else None

@@ -11,10 +11,11 @@ from torch import Tensor
 from .config import AttentionConfig
 from .grid import TokenGrid
 from .kernels.attend import attend
+from .kernels.dense import BREAK_EVEN
 from .kernels.plan import Plan
 from .layer import Layer
 from .masks import as_key_mask
-from .placement import NONE, Placement, place, roll_plan, roll_tokens
+from .placement import NONE, Placement, in_grid_order, place, reorder_plan
 from .schedule import Schedule
 
 logger = logging.get_logger(__name__)
@@ -32,10 +33,18 @@ class Runtime:
         schedule ([`Schedule`]): dense steps and layers.
         impl (`str`): implementation of the kernel, see [`attend`].
         scheduler (`SchedulerMixin`, *optional*): tells the step where the pipeline does not.
+        fixed (`tuple[int, int, int]`, *optional*): the token grid, where it is not to be found in the inputs.
     """
 
-    def __init__(self, config: AttentionConfig, schedule: Schedule, impl: str, scheduler: Any = None) -> None:
-        self.config, self.schedule, self.impl, self.scheduler = config, schedule, impl, scheduler
+    def __init__(
+        self,
+        config: AttentionConfig,
+        schedule: Schedule,
+        impl: str,
+        scheduler: Any = None,
+        fixed: tuple[int, int, int] | None = None,
+    ) -> None:
+        self.config, self.schedule, self.impl, self.scheduler, self.fixed = config, schedule, impl, scheduler, fixed
         self.layers: list[Layer] = []
         self.step: tuple[int, int] | None = None
         self.dense_step = False
@@ -85,13 +94,13 @@ class Runtime:
         """The reason behind `HELD`."""
         return "dense step" if self.dense_step else "dense layer" if layer.dense else "diffattn was disabled"
 
-    def place(self, tokens: int, video: tuple[int, int, int] | None = None, before: int = NONE) -> Placement | str:
-        """Where a sequence of so many tokens sits, or why it cannot be sparse; on the grid of this forward."""
-        at = (tokens, self.video, self.before) if video is None else (tokens, video, before)
+    def place(self, tokens: int, video: tuple[int, int, int], before: int, ranks: int = 1) -> Placement | str:
+        """Where a sequence of so many tokens sits, or why it cannot be sparse; see [`placement.place`]."""
+        at = (video, before, tokens, ranks)
         if at not in self._places:
             while len(self._places) >= KEPT_PLACES:
                 self._places.pop(next(iter(self._places)))
-            self._places[at] = place(at[1], at[2], tokens)
+            self._places[at] = place(*at)
         return self._places[at]
 
     def run(
@@ -110,10 +119,30 @@ class Runtime:
         layer.sparse_calls += 1
         if key_mask is not None:
             plan = self._mask(plan, key_mask)
-        if torch.is_autocast_enabled(query.device.type):
-            dtype = torch.get_autocast_dtype(query.device.type)
-            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-        return attend(query, key, value, plan, scale=scale, impl=self.impl)
+        device = query.device.type
+        if not torch.is_autocast_enabled(device):
+            return attend(query, key, value, plan, scale=scale, impl=self.impl)
+        dtype = torch.get_autocast_dtype(device)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+        # as for torch's own attention: kernels know best what to add up in float32
+        with torch.autocast(device, enabled=False):
+            return attend(query, key, value, plan, scale=scale, impl=self.impl)
+
+    def why_not_worth(self, layer: Layer, query: Tensor, key: Tensor, placement: Placement) -> str | None:
+        """With impl `"auto"`, why the model's own dense backend is to serve a call that could be sparse.
+
+        A plan that keeps nearly all takes longer than dense attention, which keeps the rest as well. Of methods that
+        plan every call anew the density asked for decides.
+        """
+        if self.impl != "auto":
+            return None
+        if self.config.dynamic:
+            density = getattr(self.config, "density", None)
+        else:
+            density = self._plan(placement, layer, query, key).density
+        if density is None or density <= BREAK_EVEN:
+            return None
+        return f"plan density {density:.2f}: dense is faster"
 
     def say_once(self, message: str) -> None:
         """Log a warning, the same one only once in the life of this runtime."""
@@ -123,17 +152,18 @@ class Runtime:
 
     @torch.no_grad()
     def _plan(self, placement: Placement, layer: Layer, query: Tensor, key: Tensor) -> Plan:
-        grid, shift = placement.grid, placement.shift
         if self.config.dynamic:
-            return roll_plan(self.config.plan(grid, *roll_tokens(query, key, shift), layer=layer.index), shift)
-        at = (grid, shift, query.device)
+            order = placement.order(query.device)
+            plan = self.config.plan(placement.grid, *in_grid_order(query, key, order), layer=layer.index)
+            return reorder_plan(plan, order)
+        at = (placement, query.device)
         plan = self._plans.get(at)
         if plan is None:
             while len(self._plans) >= KEPT_PLANS:
                 self._plans.pop(next(iter(self._plans)))
-            plan = self.config.plan(grid, layer=layer.index, device=query.device)
-            self._warn_if_all(plan, grid)
-            plan = self._plans[at] = roll_plan(plan, shift)
+            plan = self.config.plan(placement.grid, layer=layer.index, device=query.device)
+            self._warn_if_all(plan, placement.grid)
+            plan = self._plans[at] = reorder_plan(plan, placement.order(query.device))
         return plan
 
     def _key_mask(self, mask: Any, query: Tensor, kind: str) -> tuple[str | None, Tensor | None]:

@@ -12,7 +12,8 @@ class Schedule:
 
     A `float` below 1 is a fraction of the run (or of the layers), rounded to the nearest whole number; an `int` is a
     count. The first steps decide the layout of a video, and every published sparse method keeps some of them dense
-    (Radial Attention, arXiv 2506.19852, Section 5.1: 12 of 50).
+    (Radial Attention, arXiv 2506.19852, Section 5.1: 12 of 50). Steps are the scheduler's: a run with `strength` below
+    1 begins at a later one, past some of the dense ones.
 
     Args:
         dense_start (`float | int`, *optional*, defaults to 0.2): first steps.

@@ -11,16 +11,15 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ._compat import active_backend
+from .calls import Call, Dense
 
-Attention = Callable[..., Tensor]
-Dense = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
+Attention = Callable[[Call, Dense], Tensor]
 
 
 class SdpaMode(TorchFunctionMode):
-    """Hands every `scaled_dot_product_attention` to `attention(query, key, value, dense, ...)`.
+    """Hands every `scaled_dot_product_attention` to `attention(call, dense)`.
 
-    Tensors are `(B, H, S, D)` outside and `(B, S, H, D)` inside; `dense(query, key, value, attn_mask)` is
-    the call as it was meant.
+    Tensors are `(B, H, S, D)` outside and `(B, S, H, D)` in a [`Call`]; `dense(call)` is what was meant.
     """
 
     def __init__(self, attention: Attention) -> None:
@@ -31,36 +30,18 @@ class SdpaMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not torch.nn.functional.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        return self._attend(*args, sdpa=func, **kwargs)
 
-    def _attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-        *,
-        sdpa: Callable[..., Tensor],
-    ) -> Tensor:
-        def dense(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> Tensor:
-            heads_first = (tensor.transpose(1, 2) for tensor in (query, key, value))
-            options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
-            return sdpa(*heads_first, attn_mask=attn_mask, **options).transpose(1, 2)
+        def dense(call: Call) -> Tensor:
+            query, key, value, *options = call
+            return func(*_swapped(query, key, value), **dict(zip(Call._fields[3:], options))).transpose(1, 2)
 
-        inside = (tensor.transpose(1, 2) for tensor in (query, key, value))
-        out = self.attention(
-            *inside,
-            dense,
-            attn_mask=attn_mask,
-            dropout_p=dropout_p,
-            is_causal=is_causal,
-            scale=scale,
-        )
-        return out.transpose(1, 2)
+        call = Call(*args, **kwargs)
+        inside = dict(zip(Call._fields, _swapped(call.query, call.key, call.value)))
+        return self.attention(call._replace(**inside), dense).transpose(1, 2)
+
+
+def _swapped(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.transpose(1, 2) for tensor in tensors]
 
 
 @contextmanager

@@ -15,17 +15,19 @@ HEADS = (
     ((2.0, 9.0, 9.0), 0.7, 1.2),
 )
 VALUE_NOISE = 0.3
+PERSISTENCE = 0.7
 ROPE_BASE = 10000.0
 
 
 def structured_qkv(
-    grid: TokenGrid, heads: int = 4, dim: int = 64, *, batch: int = 1, seed: int = 0
+    grid: TokenGrid, heads: int = 4, dim: int = 64, *, batch: int = 1, seed: int = 0, octaves: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Smooth random fields with noise, normed as after an RMS norm, with 3-D rotary embedding.
+    """Random fields with noise, normed as after an RMS norm, with 3-D rotary embedding.
 
     Head h has the correlation lengths, noise and gain of `HEADS[h % 4]`: some heads look at a small neighbourhood in
     space and time, some at everything. Independent noise has no such structure, and no block method means anything
-    on it. Text tokens are noise.
+    on it. One octave is a smooth field, which flatters whatever averages neighbours; further octaves add fields of
+    half the length and `PERSISTENCE` of the amplitude each (fractal noise): edges and texture. Text tokens are noise.
 
     Args:
         grid ([`TokenGrid`]): S tokens.
@@ -33,6 +35,7 @@ def structured_qkv(
         dim (`int`, *optional*, defaults to 64): D, even.
         batch (`int`, *optional*, defaults to 1): B independent samples.
         seed (`int`, *optional*, defaults to 0): the same numbers on every run.
+        octaves (`int`, *optional*, defaults to 1): how rough the fields are; values have them as well.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: query, key, value, each `(B, S, H, D)` float32.
@@ -41,13 +44,17 @@ def structured_qkv(
     [(1, 50, 2, 16), (1, 50, 2, 16), (1, 50, 2, 16)]
     """
     generator = torch.Generator().manual_seed(seed)
-    made = [_head(grid, dim, HEADS[head % len(HEADS)], generator) for _ in range(batch) for head in range(heads)]
+    made = [
+        _head(grid, dim, HEADS[head % len(HEADS)], octaves, generator) for _ in range(batch) for head in range(heads)
+    ]
     return tuple(torch.stack(parts).view(batch, heads, grid.tokens, dim).transpose(1, 2) for parts in zip(*made))
 
 
-def _head(grid: TokenGrid, dim: int, kind: tuple, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def _head(
+    grid: TokenGrid, dim: int, kind: tuple, octaves: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
     lengths, noise, gain = kind
-    content, values = (_field(grid, dim, lengths, generator) for _ in range(2))
+    content, values = (_fractal(grid, dim, lengths, octaves, generator) for _ in range(2))
     mixing = torch.randn(2, dim, dim, generator=generator) / dim**0.5
     query, key = (content + 0.5 * content @ matrix for matrix in mixing)
     query, key, value = (
@@ -56,6 +63,16 @@ def _head(grid: TokenGrid, dim: int, kind: tuple, generator: torch.Generator) ->
     )
     query, key = (rotate(part, grid) * gain**0.5 for part in (query, key))
     return tuple(_with_text(part, grid, generator) for part in (query, key, value))
+
+
+def _fractal(
+    grid: TokenGrid, dim: int, lengths: tuple[float, ...], octaves: int, generator: torch.Generator
+) -> Tensor:
+    """`(V, dim)` field of unit variance: `octaves` fields, each of half the length of the one before."""
+    weights = [PERSISTENCE**octave for octave in range(octaves)]
+    total = sum(weight**2 for weight in weights) ** 0.5
+    parts = (_field(grid, dim, tuple(x / 2**octave for x in lengths), generator) for octave in range(octaves))
+    return sum(weight / total * part for weight, part in zip(weights, parts))
 
 
 def _field(grid: TokenGrid, dim: int, lengths: tuple[float, ...], generator: torch.Generator) -> Tensor:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 
 import torch
 from diffusers.utils import logging
 from torch import Tensor
 
+from .dense import dense_attention, why_dense
 from .plan import Plan
 from .reference import reference_attention
 from .rows import build_pyramid, gather_rows, scatter_rows, tile_means
+from .slabs import by_slabs
+from .validate import check_contents
 
 logger = logging.get_logger(__name__)
 
@@ -28,6 +32,7 @@ def attend(
     scale: float | None = None,
     impl: str = "auto",
     return_lse: bool = False,
+    check: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention over the query-key tiles of `plan`.
 
@@ -37,8 +42,12 @@ def attend(
         plan ([`Plan`]): built for S tokens, on the device of `query`.
         scale (`float`, *optional*, defaults to `D ** -0.5`): multiplies the scores.
         impl (`str`, *optional*, defaults to `"auto"`): `"torch"`, `"triton"`, `"reference"` (float64, quadratic), or
-            `"auto"`, which chooses by device and logs why. A name that is asked for never falls back.
+            `"auto"`, which chooses by device and logs why: one dense call where the plan keeps every key, on a CPU
+            with the plan's mask for up to 1024 tokens of which it keeps nearly all; else Triton on a GPU and torch
+            elsewhere. The result is the plan's own in any case. A name that is asked for never falls back.
         return_lse (`bool`, *optional*, defaults to `False`): also return the log-sum-exp of the scores.
+        check (`bool`, *optional*, defaults to `False`): look at every entry of the plan first, see
+            [`~kernels.validate.check_contents`]; for debugging. Without it, shapes, dtypes and devices are checked.
 
     Returns:
         `torch.Tensor`: out `(B, S, H, D)` in the dtype of `query`; with `return_lse` also lse `(B, H, S)` in float32
@@ -49,36 +58,75 @@ def attend(
         NotImplementedError: the plan needs what the named `impl` cannot do.
     """
     _check(query, key, value, plan)
+    if check:
+        check_contents(plan)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    impl = resolve_impl(impl, query.device, plan)
-    if impl == "reference":
+    why = why_dense(plan, query, key, value, return_lse) if impl == "auto" else None
+    impl = resolve_impl(impl, query.device, plan, why)
+    if impl == "dense":
+        out, lse = dense_attention(query, key, value, plan, scale)
+    elif impl == "reference":
         out, lse = reference_attention(query, key, value, plan, scale)
         out = out.to(query.dtype)
     else:
-        forward = _forward(impl)
-        rows = gather_rows(query, plan.query_rows, plan)
-        out, lse = forward(rows, build_pyramid(key, plan), build_pyramid(value, plan), plan, scale)
-        if plan.post is not None:
-            out = plan.post(out, tile_means(value, plan, plan.post.tile))
-        out, lse = scatter_rows(out, lse, plan)
+        key, value = (_own_rows(tensor, plan, query.shape[2]) for tensor in (key, value))
+        run = partial(by_slabs, _torch) if impl == "torch" else _triton
+        out, lse = run(query, key, value, plan, scale)
     return (out, lse) if return_lse else out
+
+
+def _torch(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
+    from .torch_tiles import forward
+
+    return _on_rows(forward, query, key, value, plan, scale)
+
+
+def _triton(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
+    from .triton_forward import forward
+
+    return _on_rows(forward, query, key, value, plan, scale)
+
+
+def _on_rows(
+    forward: Callable, query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`forward` between the gather of tokens into rows and the scatter of rows into tokens."""
+    rows = gather_rows(query, plan.query_rows, plan)
+    out, lse = forward(rows, build_pyramid(key, plan), build_pyramid(value, plan), plan, scale)
+    if plan.post is not None:
+        out = plan.post(out, tile_means(value, plan, plan.post.tile))
+    return scatter_rows(out, lse, plan)
+
+
+def _own_rows(tensor: Tensor, plan: Plan, heads: int) -> Tensor:
+    """Key or value; one for each query head where every head has its own order, and so its own rows."""
+    groups = plan.order.shape[1] > 1 and tensor.shape[2] < heads
+    return tensor.repeat_interleave(heads // tensor.shape[2], 2) if groups else tensor
 
 
 def check_impl(impl: str) -> None:
     """Raise unless `impl` is a name that [`attend`] knows."""
+    if impl == "xformers":
+        raise ValueError(
+            'xformers is no impl of sparse attention, it can run what stays dense: pip install "diffattn[xformers]", '
+            'then transformer.set_attention_backend("xformers")'
+        )
     if impl not in IMPLS:
         raise ValueError(f"impl must be one of {', '.join(IMPLS)}, got {impl!r}")
 
 
-def resolve_impl(impl: str, device: torch.device, plan: Plan | None = None) -> str:
-    """The implementation that `impl` means on `device`, for `plan`; `"auto"` is explained in the log once."""
+def resolve_impl(impl: str, device: torch.device, plan: Plan | None = None, why_dense: str | None = None) -> str:
+    """The implementation that `impl` means on `device`, for `plan`; `"auto"` is explained in the log once.
+
+    `why_dense` makes it `"dense"`, which is no name to ask for.
+    """
     check_impl(impl)
     lacking = plan is not None and plan.partial
     if impl == "triton" and lacking:
         raise NotImplementedError(f"impl='triton' {NO_PARTIAL}; use impl='torch' or strides that are whole tiles")
     if impl != "auto":
         return impl
-    choice, reason = choose_impl(device)
+    choice, reason = choose_impl(device) if why_dense is None else ("dense", why_dense)
     if choice == "triton" and lacking:
         choice, reason = "torch", f"the Triton kernels {NO_PARTIAL}"
     _explain(choice, reason)
@@ -101,14 +149,6 @@ def _explain(choice: str, reason: str) -> None:
     logger.info(f"impl='auto' runs {choice!r}: {reason}")
 
 
-def _forward(impl: str):
-    if impl == "torch":
-        from .torch_tiles import forward
-    else:
-        from .triton_forward import forward
-    return forward
-
-
 def _check(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> None:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if tensor.ndim != 4 or not tensor.is_floating_point():
@@ -124,13 +164,18 @@ def _check(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> None:
         )
     if query.shape[-1] > 256:
         raise ValueError(f"head dim {query.shape[-1]} is more than 256")
-    if plan.order.device != query.device:
-        raise ValueError(f"the plan is on {plan.order.device}, query on {query.device}")
-    for name, size in (("batch", 0), ("heads", 2)):
-        dim = min(size, 1)
-        tensors = [plan.order, plan.query_rows, *(lists.counts for lists in plan.lists)]
-        sizes = {tensor.shape[dim] for tensor in tensors} - {1, query.shape[size]}
-        if sizes:
-            raise ValueError(f"the plan is for {name} {sorted(sizes)}, query has {query.shape[size]}")
+    _check_plan(query, plan)
+
+
+def _check_plan(query: Tensor, plan: Plan) -> None:
+    tensors = {"order": plan.order, "q_rows": plan.query_rows}
+    for lists in plan.lists:
+        tensors |= {f"counts of pool {lists.pool}": lists.counts, f"indices of pool {lists.pool}": lists.indices}
+    for name, tensor in tensors.items():
+        if tensor.device != query.device:
+            raise ValueError(f"the plan is on {tensor.device} ({name}), query on {query.device}")
+        for what, size, dim in (("batch", query.shape[0], 0), ("heads", query.shape[2], 1)):
+            if tensor.shape[dim] not in (1, size):
+                raise ValueError(f"the plan is for {what} {tensor.shape[dim]} ({name}), query has {size}")
     if plan.key_mask is not None and plan.key_mask.shape[0] not in (1, query.shape[0]):
         raise ValueError(f"key_mask is for batch {plan.key_mask.shape[0]}, query has {query.shape[0]}")

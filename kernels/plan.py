@@ -74,12 +74,12 @@ class Plan:
 
     Args:
         tokens (`int`): S, tokens of the sequence.
-        order (`torch.Tensor`): `(B|1, H|1, R)` int64, token of each row, -1 for padding, every token exactly once;
-            R is a multiple of `block_q` and of every pool.
+        order (`torch.Tensor`): `(B|1, H|1, R)` int64 or int32, token of each row, -1 for padding, every token
+            exactly once; R is a multiple of `block_q` and of every pool.
         lists (`tuple[TileList, ...]`): KV tiles visited, at most one list per pooling level.
         block_q (`int`): rows of one query tile.
-        q_rows (`torch.Tensor`, *optional*): `(B|1, H|1, Rq)` int64, token of each query row where it differs from
-            `order`; a token may have several rows, which are merged by their log-sum-exp.
+        q_rows (`torch.Tensor`, *optional*): `(B|1, H|1, Rq)` int64 or int32, token of each query row where it differs
+            from `order`; a token may have several rows, which are merged by their log-sum-exp.
         key_mask (`torch.Tensor`, *optional*): `(B, S)` bool, False for keys that nobody attends to.
         boxes ([`Boxes`], *optional*): which keys the rows see in the `partial` entries of the one, unpooled level.
         post ([`Affine`], *optional*): applied to the rows of out before they are put back into tokens; lse is the one
@@ -146,13 +146,35 @@ class Plan:
 
     @property
     def query_rows(self) -> Tensor:
-        """`(B|1, H|1, Rq)` int64, token of each query row, -1 for padding."""
+        """`(B|1, H|1, Rq)`, token of each query row, -1 for padding."""
         return self.order if self.q_rows is None else self.q_rows
 
     @property
     def partial(self) -> bool:
         """Whether `boxes` decide in some tile."""
         return any(lists.partial is not None for lists in self.lists)
+
+    @property
+    def masks_only(self) -> bool:
+        """Whether the plan is dense attention with a mask: tokens as keys, each seen once, and nothing after it."""
+        return len(self.lists) == 1 and self.lists[0].pool == 1 and self.q_rows is None and self.post is None
+
+    @cached_property
+    def full(self) -> bool:
+        """Whether the plan is dense attention without a mask."""
+        if not self.masks_only or self.key_mask is not None or self.partial:
+            return False
+        tiles = self.level_rows(self.lists[0]) // self.lists[0].tile
+        # the width of the lists is known without waiting for the device
+        return self.lists[0].indices.shape[-1] >= tiles and bool((self.lists[0].counts == tiles).all())
+
+    @property
+    def shared(self) -> bool:
+        """Whether all batch entries and heads have the same plan."""
+        tensors = [self.order, self.query_rows, *(lists.counts for lists in self.lists)]
+        tensors += [] if self.post is None else [self.post.scale, self.post.weights]
+        one = all(tensor.shape[:2] == (1, 1) for tensor in tensors)
+        return one and (self.key_mask is None or len(self.key_mask) == 1)
 
     @cached_property
     def in_order(self) -> bool:
@@ -180,7 +202,7 @@ class Plan:
         if self.key_mask is None:
             return valid
         mask = self.key_mask[:, None].expand(-1, valid.shape[1], -1)
-        rows = self.order.clamp(min=0).expand(mask.shape[0], -1, -1)
+        rows = self.order.clamp(min=0).long().expand(mask.shape[0], -1, -1)
         return valid & mask.gather(-1, rows)
 
     @cached_property
@@ -259,7 +281,7 @@ def level_sum(rows: Tensor, plan: Plan, lists: TileList) -> Tensor:
 def _inverse(order: Tensor, tokens: int) -> Tensor:
     rows = torch.arange(order.shape[-1], device=order.device).expand_as(order)
     slots = torch.full((*order.shape[:2], tokens + 1), -1, device=order.device)
-    inverse = slots.scatter_(-1, order.where(order >= 0, tokens), rows)[..., :tokens]
+    inverse = slots.scatter_(-1, order.where(order >= 0, tokens).long(), rows)[..., :tokens]
     if int((order >= 0).sum()) != tokens * order.shape[0] * order.shape[1] or bool((inverse < 0).any()):
         raise ValueError(f"order must hold each of the {tokens} tokens exactly once")
     return inverse
@@ -272,6 +294,6 @@ def _broadcast(*tensors: Tensor) -> list[Tensor]:
 
 def _rows_to_tokens(kept: Tensor, query_rows: Tensor, tokens: int) -> Tensor:
     kept, rows = _broadcast(kept, query_rows[..., None])
-    slot = rows.where(rows >= 0, tokens).expand_as(kept)
+    slot = rows.where(rows >= 0, tokens).long().expand_as(kept)
     hits = torch.zeros(*kept.shape[:2], tokens + 1, kept.shape[-1], dtype=torch.int32, device=kept.device)
     return hits.scatter_add_(2, slot, kept.to(torch.int32))[:, :, :tokens] > 0

@@ -12,13 +12,13 @@ def gather_rows(tokens: Tensor, rows: Tensor, plan: Plan) -> Tensor:
     """Tokens `(B, S, H, D)` in the order of `rows` `(B|1, H|1, R)`, padding rows zero: `(B, H, R, D)`."""
     tokens = tokens.transpose(1, 2)
     if rows is plan.order and plan.in_order:
-        return torch.nn.functional.pad(tokens, (0, 0, 0, rows.shape[-1] - tokens.shape[2]))
+        return _pad_rows(tokens, rows.shape[-1])
     if rows.shape[:2] == (1, 1):
         gathered = tokens.index_select(2, rows[0, 0].clamp(min=0))
     else:
-        index = rows.clamp(min=0)[..., None].expand(*tokens.shape[:2], -1, tokens.shape[-1])
+        index = rows.clamp(min=0).long()[..., None].expand(*tokens.shape[:2], -1, tokens.shape[-1])
         gathered = tokens.gather(2, index)
-    return gathered.masked_fill((rows < 0)[..., None], 0)
+    return gathered.masked_fill_((rows < 0)[..., None], 0)
 
 
 def build_pyramid(tokens: Tensor, plan: Plan) -> Tensor:
@@ -61,14 +61,14 @@ def scatter_rows(out: Tensor, lse: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
         row = plan.row_of_token[0, 0]
         out, lse = out.index_select(2, row), lse.index_select(2, row)
     else:
-        row = plan.row_of_token.expand(*lse.shape[:2], -1)
+        row = plan.row_of_token.long().expand(*lse.shape[:2], -1)
         out, lse = out.gather(2, row[..., None].expand(-1, -1, -1, out.shape[-1])), lse.gather(2, row)
     return out.transpose(1, 2), lse
 
 
 def _merge_rows(out: Tensor, lse: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     """Merge the rows of each token: o = sum exp(lse_r - lse) o_r, lse = logsumexp lse_r."""
-    rows = plan.q_rows.expand(*lse.shape[:2], -1)
+    rows = plan.q_rows.long().expand(*lse.shape[:2], -1)
     slot = rows.where(rows >= 0, plan.tokens)
     peak = lse.new_full((*lse.shape[:2], plan.tokens + 1), -torch.inf)
     peak = peak.scatter_reduce(-1, slot, lse.detach(), "amax")
@@ -86,4 +86,5 @@ def _merge_rows(out: Tensor, lse: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
 
 
 def _pad_rows(rows: Tensor, count: int) -> Tensor:
-    return torch.nn.functional.pad(rows, (0, 0, 0, count - rows.shape[2]))
+    missing = count - rows.shape[2]
+    return torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows

@@ -20,30 +20,40 @@ def softmax_attention(
         `tuple[torch.Tensor, torch.Tensor]`: out `(N, BQ, D)` in the dtype of `query` and lse `(N, BQ)` in float32 or
         wider; a row without any key gives 0 and -inf.
     """
-    if query.dtype == torch.bfloat16 and query.device.type == "cpu" and has_slow_flash_bf16():
-        return _mixed(query, key, value, mask, scale)
-    if query.device.type == "cpu" and _flash() is not None:
-        return _flash_cpu(query, key, value, mask, scale)
-    return _public(query, key, value, mask, scale)
+    return _form(query)(query, key, value, mask, scale)
+
+
+def holds_scores(query: Tensor) -> bool:
+    """Whether `softmax_attention` of such queries writes all scores to memory."""
+    return _form(query) is not _flash_cpu
+
+
+def _form(query: Tensor):
+    if query.device.type != "cpu":
+        return _public
+    if query.dtype == torch.bfloat16 and has_slow_flash_bf16():
+        return _mixed
+    return _public if flash_cpu() is None else _flash_cpu
 
 
 @cache
 def has_slow_flash_bf16() -> bool:
     """Whether torch's CPU flash attention leaves the bf16 units of this processor idle.
 
-    It calls a gemm that widens bf16 to fp32 unless there is AMX, while a batched matmul of bf16 is four times as fast.
+    It calls a gemm that widens bf16 to fp32 unless there is AMX, while a batched matmul of bf16 is 2 to 4 times as
+    fast.
     """
     return torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
 
 
 @cache
-def _flash():
-    # private, stable since torch 2.3, and the only CPU attention that returns lse; _public stands in without it
+def flash_cpu():
+    """Torch's CPU flash attention: private, stable since 2.3, and the only one that returns lse. None without it."""
     return getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
 
 def _flash_cpu(query, key, value, mask, scale):
-    out, lse = _flash()(
+    out, lse = flash_cpu()(
         query[:, None], key[:, None], value[:, None], attn_mask=None if mask is None else mask[:, None], scale=scale
     )
     out, lse = out[:, 0], lse[:, 0]
@@ -54,24 +64,34 @@ def _flash_cpu(query, key, value, mask, scale):
 
 
 def _mixed(query, key, value, mask, scale):
-    """Scores and softmax in float32, the product with the values in bf16: as exact as flash attention."""
-    scores = torch.bmm(query.float() * scale, key.float().mT)
-    if mask is not None:
-        scores += mask
+    """Scores and softmax in float32, the product with the values in bf16: as exact as flash attention.
+
+    Torch has no CPU product of bf16 that gives float32, which scores must be: rounded to bf16 they cost two digits of
+    lse. `mkldnn.matmul.fp32_precision` would make the first product one of bf16 too, but for all threads of the
+    process.
+    """
+    scores = scaled_scores(query.float(), key.float(), mask, scale)
     peak = scores.amax(-1, keepdim=True)
     probs = torch.softmax(scores, dim=-1)
     lse = (peak - probs.amax(-1, keepdim=True).log())[..., 0]
+    out = torch.bmm(probs.bfloat16(), value)
     if mask is not None:
         empty = peak == -torch.inf
-        probs, lse = probs.masked_fill(empty, 0), lse.masked_fill(empty[..., 0], -torch.inf)
-    return torch.bmm(probs.bfloat16(), value), lse
+        out, lse = out.masked_fill_(empty, 0), lse.masked_fill_(empty[..., 0], -torch.inf)
+    return out, lse
+
+
+def scaled_scores(query: Tensor, key: Tensor, added: Tensor | None, scale: float) -> Tensor:
+    """`scale * query @ key.mT + added`, the sum made within the product."""
+    if added is None:
+        return torch.bmm(query * scale, key.mT)
+    return torch.baddbmm(added, query, key.mT, alpha=scale)
 
 
 def _public(query, key, value, mask, scale):
     """With public operations only."""
     scores = torch.bmm(query * scale, key.mT)
-    if mask is not None:
-        scores = scores + mask
+    scores = scores if mask is None else scores + mask
     lse = torch.logsumexp(scores.to(torch.promote_types(scores.dtype, torch.float32)), dim=-1)
     probs = (scores - lse.where(lse > -torch.inf, 0)[..., None]).exp()
     return torch.bmm(probs.to(value.dtype), value), lse

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .plan import Plan
-from .torch_softmax import softmax_attention
+from .torch_softmax import holds_scores, scaled_scores, softmax_attention
 from .worklist import Chunk, Worklist, worklist
 
 
@@ -31,11 +31,12 @@ class _TileAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, plan, scale):
         query, key, value = (rows.contiguous() for rows in (query, key, value))
-        out = torch.zeros_like(query)
-        lse = torch.full(query.shape[:3], -torch.inf, dtype=_wide(query.dtype), device=query.device)
-        work = worklist(plan, query, key)
+        out = torch.empty_like(query)
+        lse = torch.empty(query.shape[:3], dtype=_wide(query.dtype), device=query.device)
+        work = worklist(plan, query, key, holds_scores(query))
         tiles, keys, values = query.view(-1, plan.block_q, query.shape[-1]), work.granules(key), work.granules(value)
         out_tiles, lse_tiles = out.view_as(tiles), lse.view(tiles.shape[:2])
+        out_tiles[work.idle], lse_tiles[work.idle] = 0, -torch.inf
         bias = work.bias(plan, key)
         key_buffer, value_buffer = (key.new_empty(work.largest * key.shape[-1]) for _ in range(2))
         for chunk in work.chunks:
@@ -49,29 +50,33 @@ class _TileAttention(torch.autograd.Function):
         return out, lse
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_out, grad_lse):
         query, key, value, out, lse = ctx.saved_tensors
-        plan = ctx.plan
-        work = worklist(plan, query, key)
+        plan, scale, wide = ctx.plan, ctx.scale, lse.dtype
+        work = worklist(plan, query, key, True)
         tiles, keys, values = query.view(-1, plan.block_q, query.shape[-1]), work.granules(key), work.granules(value)
         grad_out, out = grad_out.contiguous().view_as(tiles), out.view_as(tiles)
         lse, grad_lse = lse.view(tiles.shape[:2]), grad_lse.contiguous().view(tiles.shape[:2])
-        grad_tiles, grad_keys, grad_values = torch.zeros_like(tiles), _zeros(keys), _zeros(values)
+        # a key is visited many times: its gradient is summed in float32
+        grad_tiles = torch.zeros_like(tiles)
+        grad_keys, grad_values = ([torch.zeros_like(part, dtype=wide) for part in parts] for parts in (keys, values))
         bias = work.bias(plan, key)
         for chunk in work.chunks:
-            # dS = P * (dP - (rowsum(dO * O) - dLSE))
+            # dS = P * (dP - (rowsum(dO * O) - dLSE)), both products of which are in float32 at least
             rows = chunk.rows
+            q, do, total = tiles[rows], grad_out[rows], lse[rows]
             k, v = (_gather(source, chunk.visited) for source in (keys, values))
-            total = lse[rows].where(lse[rows] > -torch.inf, 0)[..., None]
-            logits = ctx.scale * tiles[rows] @ k.mT + _add(_mask(plan, work, chunk, bias))
-            probs = (logits - total).exp().to(k.dtype)
-            delta = (grad_out[rows] * out[rows]).sum(-1, dtype=lse.dtype) - grad_lse[rows]
-            delta = delta.where(lse[rows] > -torch.inf, 0)
-            scores = (probs * (grad_out[rows] @ v.mT - delta[..., None])).to(k.dtype) * ctx.scale
-            grad_tiles.index_copy_(0, rows, scores @ k)
-            _scatter_add(grad_keys, chunk.visited, scores.mT @ tiles[rows])
-            _scatter_add(grad_values, chunk.visited, probs.mT @ grad_out[rows])
-        grads = (torch.cat([part.view(*key.shape[:2], -1, key.shape[-1]) for part in parts], 2)
+            empty = total == -torch.inf
+            delta = ((do * out[rows]).sum(-1, dtype=wide) - grad_lse[rows]).masked_fill_(empty, 0)[..., None]
+            probs = scaled_scores(q.to(wide), k.to(wide), -total.masked_fill(empty, 0)[..., None], scale)
+            mask = _mask(plan, work, chunk, bias)
+            probs = (probs if mask is None else probs.add_(mask)).exp_()
+            scores = scaled_scores(do.to(wide), v.to(wide), -delta, 1.0).mul_(probs).to(k.dtype)
+            grad_tiles.index_copy_(0, rows, torch.bmm(scores, k).mul_(scale))
+            _scatter_add(grad_keys, chunk.visited, torch.bmm(scores.mT, q * scale))
+            _scatter_add(grad_values, chunk.visited, torch.bmm(probs.to(k.dtype).mT, do))
+        grads = (torch.cat([part.view(*key.shape[:2], -1, key.shape[-1]) for part in parts], 2).to(key.dtype)
                  for parts in (grad_keys, grad_values))  # fmt: skip
         return grad_tiles.view_as(query), *grads, None, None
 
@@ -99,12 +104,12 @@ def _scatter_add(sources: list[Tensor], visited: list[Tensor], parts: Tensor) ->
     """The transpose of `_gather`, added to `sources`."""
     sizes = [index.shape[1] * source.shape[1] for source, index in zip(sources, visited)]
     for source, index, part in zip(sources, visited, parts.split(sizes, 1)):
-        source.index_add_(0, index.flatten(), part.reshape(-1, *source.shape[1:]))
+        source.index_add_(0, index.flatten(), part.reshape(-1, *source.shape[1:]).to(source.dtype))
 
 
 def _mask(plan: Plan, work: Worklist, chunk: Chunk, bias: list[Tensor] | None) -> Tensor | None:
     """What is added to the scores of a chunk, `(n, 1, L)` or `(n, BQ, L)`; None for nothing."""
-    mask = None if bias is None else _gather(bias, chunk.visited)[:, None]
+    mask = _gather(bias, chunk.visited)[:, None] if chunk.weighted else None
     if chunk.tested is None:
         return mask
     (run,), (visited,) = work.runs, chunk.visited
@@ -117,14 +122,6 @@ def _mask(plan: Plan, work: Worklist, chunk: Chunk, bias: list[Tensor] | None) -
     dtype = work.dtype if mask is None else mask.dtype
     cut = torch.zeros((), dtype=dtype, device=rows.device).where(seen, -torch.inf)
     return cut if mask is None else mask + cut
-
-
-def _add(mask: Tensor | None) -> Tensor | float:
-    return 0.0 if mask is None else mask
-
-
-def _zeros(parts: list[Tensor]) -> list[Tensor]:
-    return [torch.zeros_like(part) for part in parts]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

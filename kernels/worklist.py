@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .plan import Plan, TileList
 
-CHUNK_BYTES = 2 << 20  # gathered keys and values per thread: flat optimum between 0.5 and 8 MB on the CPUs measured
+CHUNK_BYTES = 2 << 20  # of a chunk per thread: flat optimum between 0.5 and 4 MB on the CPUs measured
 THIN_TILE = 4  # rows; a level of smaller tiles is gathered on its own, so that it does not cut up the others
 
 
@@ -42,11 +42,13 @@ class Chunk:
         rows (`torch.Tensor`): `(n,)`, numbers among all `B * H * NQ` query tiles.
         visited (`list[torch.Tensor]`): per run `(n, L)`, numbers among its `B * Hkv * rows / granule` granules.
         tested (`torch.Tensor`, *optional*): `(n, L)` bool, granules whose keys are tested against the boxes.
+        weighted (`bool`): whether some of the keys have log-weights other than 0.
     """
 
     rows: Tensor
     visited: list[Tensor]
     tested: Tensor | None
+    weighted: bool
 
 
 class Worklist:
@@ -56,24 +58,28 @@ class Worklist:
         plan ([`Plan`]): whose lists to flatten.
         query (`torch.Tensor`): `(B, H, Rq, D)`.
         key (`torch.Tensor`): `(B, Hkv, Rkv, D)`.
+        scored (`bool`): whether the scores of a chunk are held in memory, beside its keys and values.
     """
 
-    def __init__(self, plan: Plan, query: Tensor, key: Tensor) -> None:
+    def __init__(self, plan: Plan, query: Tensor, key: Tensor, scored: bool) -> None:
         self.runs, self.dtype = _runs(plan), query.dtype
         tiles = query.shape[0] * query.shape[1] * query.shape[2] // plan.block_q
-        flat = [_Flat(run, query.shape[:2], key.shape[1], tiles) for run in self.runs]
-        kinds = torch.stack([part.lengths for part in flat] + [part.has_partial for part in flat], -1)
+        odd = [part.ne(1).any(1) for part in self.granules(plan.kv_counts.expand(*key.shape[:2], -1))]
+        flat = [_Flat(run, query.shape[:2], key.shape[1], tiles, some) for run, some in zip(self.runs, odd)]
+        flags = (sum(part.has_partial for part in flat) > 0, sum(part.has_odd for part in flat) > 0)
+        kinds = torch.stack([*(flag.long() for flag in flags), *(part.lengths for part in flat)], -1)
         found, kind = kinds.unique(dim=0, return_inverse=True)
         order = torch.argsort(kind, stable=True)
         groups = order.split(torch.bincount(kind, minlength=len(found)).tolist())
-        row_bytes = 2 * key.shape[-1] * key.element_size()
-        self.chunks = []
-        for lengths, rows in zip(found.tolist(), groups):
-            lengths, partial = lengths[: len(flat)], any(lengths[len(flat) :])
+        row_bytes = 2 * key.shape[-1] * key.element_size() + scored * 4 * plan.block_q
+        self.chunks, self.idle = [], order[:0]  # query tiles that visit nothing
+        for (partial, weighted, *lengths), rows in zip(found.tolist(), groups):
             keys = sum(length * run.granule for length, run in zip(lengths, self.runs))
-            if keys:
+            if not keys:
+                self.idle = rows
+            else:
                 size = max(1, CHUNK_BYTES * torch.get_num_threads() // (row_bytes * keys))
-                self.chunks += [_chunk(part, lengths, flat, partial) for part in rows.split(size)]
+                self.chunks += [_chunk(part, lengths, flat, partial, weighted) for part in rows.split(size)]
 
     @property
     def largest(self) -> int:
@@ -89,17 +95,17 @@ class Worklist:
 
     def bias(self, plan: Plan, key: Tensor) -> list[Tensor] | None:
         """The log-weights as `granules`, None where all are 0."""
-        if bool((plan.kv_counts == 1).all()):
+        if not any(chunk.weighted for chunk in self.chunks):
             return None
         wide = torch.promote_types(key.dtype, torch.float32)
         return self.granules(plan.kv_counts.expand(*key.shape[:2], -1).to(wide).log())
 
 
-def worklist(plan: Plan, query: Tensor, key: Tensor) -> Worklist:
+def worklist(plan: Plan, query: Tensor, key: Tensor, scored: bool) -> Worklist:
     """The plan's worklist for these shapes, built once."""
-    at = (tuple(query.shape), tuple(key.shape), query.dtype, torch.get_num_threads())
+    at = (tuple(query.shape), tuple(key.shape), query.dtype, scored, torch.get_num_threads())
     if at not in plan._cache:
-        plan._cache[at] = Worklist(plan, query, key)
+        plan._cache[at] = Worklist(plan, query, key, scored)
     return plan._cache[at]
 
 
@@ -114,22 +120,23 @@ def _runs(plan: Plan) -> list[Run]:
     return runs
 
 
-def _chunk(rows: Tensor, lengths: list[int], flat: list[_Flat], partial: bool) -> Chunk:
+def _chunk(rows: Tensor, lengths: list[int], flat: list[_Flat], partial: int, weighted: int) -> Chunk:
     at = [part.first[rows, None] + torch.arange(length, device=rows.device) for part, length in zip(flat, lengths)]
     visited = [part.granules[index] for part, index in zip(flat, at)]
-    return Chunk(rows, visited, flat[0].partial[at[0]] if partial else None)
+    return Chunk(rows, visited, flat[0].partial[at[0]] if partial else None, bool(weighted))
 
 
 class _Flat:
-    """The granules of one run, sorted by query tile."""
+    """The granules of one run, sorted by query tile; `odd` says which have log-weights other than 0."""
 
-    def __init__(self, run: Run, batch_heads: tuple[int, int], kv_heads: int, tiles: int) -> None:
+    def __init__(self, run: Run, batch_heads: tuple[int, int], kv_heads: int, tiles: int, odd: Tensor) -> None:
         parts = [_entries(lists, start, run, batch_heads, kv_heads) for lists, start in zip(run.lists, run.starts)]
         owner, granules, partial = (torch.cat(columns) for columns in zip(*parts))
         by_tile = torch.argsort(owner, stable=True)
         self.granules, self.partial = granules[by_tile], partial[by_tile]
         self.lengths = torch.bincount(owner, minlength=tiles)
-        self.has_partial = torch.bincount(owner[partial], minlength=tiles).clamp(max=1)
+        self.has_partial = torch.bincount(owner[partial], minlength=tiles)
+        self.has_odd = torch.bincount(owner[odd[granules]], minlength=tiles)
         self.first = self.lengths.cumsum(0) - self.lengths
 
 

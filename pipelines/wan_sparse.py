@@ -14,21 +14,26 @@ import torch
 from diffusers import WanPipeline
 
 import diffattn
+from diffattn.scoped import sparse_attention_scope
 
 
 class WanSparsePipeline(WanPipeline):
-    """`WanPipeline`, whose call takes a method and a schedule and is dense again afterwards."""
+    """`WanPipeline`, whose call takes a method and is as before afterwards.
+
+    Args:
+        diffattn_config (`str` or [`AttentionConfig`], *optional*, defaults to `"auto"`): a method for this call;
+            None leaves things as they are.
+        diffattn_schedule ([`Schedule`], *optional*): dense steps and layers of this call.
+        args, kwargs: as `WanPipeline` takes them.
+    """
 
     @torch.no_grad()
     def __call__(
         self,
         *args: Any,
-        diffattn_config: str | diffattn.AttentionConfig = "radial",
+        diffattn_config: str | diffattn.AttentionConfig | None = "auto",
         diffattn_schedule: diffattn.Schedule | None = None,
         **kwargs: Any,
     ) -> Any:
-        diffattn.enable(self, diffattn_config, schedule=diffattn_schedule)
-        try:
+        with sparse_attention_scope(self, diffattn_config, schedule=diffattn_schedule):
             return super().__call__(*args, **kwargs)
-        finally:
-            diffattn.disable(self)

@@ -29,7 +29,8 @@ def plans(draw, pools=None) -> Plan:
         count = -(-rows // (pool * tile))
         mask = torch.rand(batch, heads, tiles, count, generator=generator) < kept
         lists.append(TileList.from_mask(mask, tile, pool))
-    plan = Plan(tokens, order, tuple(lists), block_q, q_rows)
+    dtype = draw(st.sampled_from([torch.int64, torch.int32]))
+    plan = Plan(tokens, order.to(dtype), tuple(lists), block_q, None if q_rows is None else q_rows.to(dtype))
     if draw(st.booleans()):
         plan = plan.with_key_mask(torch.rand(2, tokens, generator=generator) < 0.8)
     return plan
@@ -40,7 +41,7 @@ def inputs(draw, plan: Plan, dtype: torch.dtype = torch.float32) -> tuple[torch.
     """query `(2, S, H, D)`, key and value `(2, S, Hkv, D)`."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     heads, dim = 2 * draw(st.integers(1, 1)), draw(st.sampled_from([8, 16, 40]))
-    kv_heads = draw(st.sampled_from([heads, 1])) if plan.order.shape[1] == 1 else heads
+    kv_heads = draw(st.sampled_from([heads, 1]))
     shapes = [(2, plan.tokens, count, dim) for count in (heads, kv_heads, kv_heads)]
     return tuple(torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import imageio.v3 as iio
 import torch
-from diffusers import DiffusionPipeline, WanPipeline
-from wan import run, text_to_video
+from diffusers import DiffusionPipeline
 
 import diffattn
 
@@ -39,22 +38,3 @@ def test_the_embedded_model_is_deterministic():
         for _ in range(2)
     ]
     assert torch.equal(*made)
-
-
-def test_the_wan_pipeline_file_loads_and_equals_enable(tmp_path):
-    text_to_video().save_pretrained(tmp_path)
-    loaded = DiffusionPipeline.from_pretrained(
-        tmp_path,
-        custom_pipeline=str(ROOT / "pipelines" / "wan_sparse.py"),
-        trust_remote_code=True,
-        tokenizer=None,
-        text_encoder=None,
-    )
-    loaded.set_progress_bar_config(disable=True)
-    stock = WanPipeline(**loaded.components)
-    schedule = diffattn.Schedule(dense_start=1, dense_layers=0)
-    diffattn.enable(stock, "radial", schedule=schedule)
-    expected = run(stock)
-    diffattn.disable(stock)
-    assert torch.equal(run(loaded, diffattn_config="radial", diffattn_schedule=schedule), expected)
-    assert str(diffattn.summary(loaded)) == "diffattn is not enabled"

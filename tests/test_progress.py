@@ -1,5 +1,5 @@
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from diffusers.hooks.hooks import CacheContext
 
 from diffattn.progress import find_step
@@ -25,6 +25,23 @@ def test_the_scheduler_counts_from_its_begin_index():
     assert find_step(None, made, None) == (3, 4)
     made.step(torch.zeros(1), made.timesteps[3], torch.zeros(1))
     assert find_step(None, made, None) is None
+
+
+def test_before_the_first_step_of_a_run_that_begins_late():
+    made = scheduler()
+    assert made.begin_index is None and made.step_index is None
+    assert find_step(None, made, made.timesteps[2]) == (2, 4)
+    assert find_step(None, made, torch.tensor(-5)) == (0, 4)
+    made.step(torch.zeros(1), made.timesteps[2], torch.zeros(1))
+    assert find_step(None, made, made.timesteps[3]) == (3, 4)
+
+
+def test_of_two_timesteps_alike_a_late_run_begins_with_the_second():
+    made = scheduler(FlowMatchHeunDiscreteScheduler)
+    late = made.timesteps[3]
+    wanted = made.index_for_timestep(late)
+    assert (made.timesteps == late).sum() == 2
+    assert find_step(None, made, late) == (wanted, len(made.timesteps))
 
 
 def test_a_scheduler_without_a_counter_is_asked_for_the_timestep():

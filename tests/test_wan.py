@@ -104,8 +104,11 @@ def test_what_cannot_be_served_is_named(thing):
     "options, error, message",
     [
         ({"config": "radail"}, ValueError, "unknown method 'radail', known are:"),
-        ({"config": 3}, TypeError, "config must be a method name or an AttentionConfig, got int"),
+        ({"config": 3}, TypeError, "config must be a method name, a folder or an AttentionConfig, got int"),
         ({"impl": "cuda"}, ValueError, "impl must be one of"),
+        ({"impl": "xformers"}, ValueError, r"diffattn\[xformers\].*set_attention_backend"),
+        ({"grid": (3, 9)}, ValueError, r"grid must be \(frames, height, width\) in tokens, got \(3, 9\)"),
+        ({"grid": (3, 0, 9)}, ValueError, "TokenGrid height must be an integer of at least 1, got 0"),
         ({"schedule": 0.2}, TypeError, "schedule must be a diffattn.Schedule, got float"),
     ],
 )

@@ -6,9 +6,12 @@ import sys
 
 import typer
 
+from .compare import compare
+from .demo import demo
 from .env import env
 from .errors import CommandError
 from .generate import generate
+from .hunt import hunt
 from .inspect import inspect
 
 app = typer.Typer(
@@ -20,6 +23,9 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(inspect)
+app.command()(compare)
+app.command()(demo)
+app.command()(hunt)
 app.command()(env)
 
 

@@ -9,13 +9,20 @@ import torch
 import typer
 
 
-def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def env(
+    models: Annotated[bool, typer.Option("--models", help="Print the table of supported transformers.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     """Print versions, device and the kernel implementation that would run."""
     from ..config import METHODS
     from ..kernels.attend import choose_impl
     from ..models import supported_models
+    from ..models.table import support_table
     from ..summary import versions
 
+    if models and not as_json:
+        typer.echo(support_table())
+        return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     impl, reason = choose_impl(device)
     found = {

@@ -12,18 +12,13 @@ import torch
 import typer
 
 from ..apply import enable
-from ..config import AttentionConfig, config
-from ..kernels.attend import check_impl
-from ..schedule import Schedule
 from ..summary import Summary, versions
 from ..summary import summary as make_summary
-from .errors import CommandError, user_errors
+from .errors import user_errors
+from .heads import Heads, Preset, Scale, Strength, check_heads, guide_with
 from .load import TINY, check_frames, load_pipeline
 from .output import check_output, sidecar_path, write_video
-
-TINY_DEFAULTS = {"height": 128, "width": 128, "num_frames": 33, "num_inference_steps": 20, "guidance_scale": 3.0}
-TINY_FPS = 8
-OPTION_NAMES = {"num_frames": "frames", "num_inference_steps": "steps"}
+from .settings import Attention, attention, default_fps, pipeline_options, place
 
 
 def generate(
@@ -43,6 +38,10 @@ def generate(
     fps: Annotated[int | None, typer.Option(help="Frames a second; 8 for the embedded model, else 16.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance, 1 is off.")] = None,
+    heads: Heads = None,
+    guidance_preset: Preset = None,
+    perturbation_scale: Scale = None,
+    head_strength: Strength = None,
     seed: Annotated[int, typer.Option(help="Same seed, same video.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; cuda if there is one.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
@@ -52,13 +51,14 @@ def generate(
     """Turn PROMPT into an mp4 and a JSON file with all that is needed to make it again."""
     check_output(output, force)
     sizes = {"height": height, "width": width, "num_frames": frames, "num_inference_steps": steps}
-    options = _pipeline_options(model, sizes, fps, guidance_scale)
-    attention = _attention(method, density, dense_start, dense_end, dense_layers, impl)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+    options = pipeline_options(model, sizes, fps, guidance_scale)
+    sparse = attention(method, density, dense_start, dense_end, dense_layers, impl)
+    check_heads(heads, guidance_preset, perturbation_scale, head_strength)
+    device, dtype = place(device, dtype)
 
     pipe, load_seconds = _timed(lambda: load_pipeline(model, device, dtype))
-    summary = _enable(pipe, attention)
+    summary = _enable(pipe, sparse)
+    guidance = guide_with(pipe, heads, guidance_preset, perturbation_scale, head_strength)
     check_frames(pipe, options.get("num_frames"))
     generator = torch.Generator("cpu").manual_seed(seed)
     with user_errors(ValueError):
@@ -73,10 +73,11 @@ def generate(
         "method": method,
         "seed": seed,
         **options,
-        "fps": fps or (TINY_FPS if model == TINY else 16),
+        "fps": fps or default_fps(model),
         "device": device,
         "dtype": dtype,
-        "attention": summary().to_dict() if attention else {"density": 1.0, "versions": versions()},
+        "attention": summary().to_dict() if sparse else {"density": 1.0, "versions": versions()},
+        "guidance": guidance,
         "seconds": {"load": round(load_seconds, 3), "generate": round(seconds, 3)},
     }
     with user_errors(OSError):
@@ -84,43 +85,17 @@ def generate(
     if as_json:
         typer.echo(json.dumps(about, indent=2))
         return
-    if attention:
+    if sparse:
         typer.echo(str(summary()))
     typer.echo(f"{output}: {method}, {seconds:.1f} s; how to make it again: {sidecar_path(output)}")
 
 
-def _pipeline_options(model: str, sizes: dict[str, int | None], fps: int | None, guidance: float | None) -> dict:
-    for name, value in {**sizes, "fps": fps}.items():
-        if value is not None and value < 1:
-            raise CommandError(f"{OPTION_NAMES.get(name, name)} must be at least 1, got {value}")
-    given = {name: value for name, value in {**sizes, "guidance_scale": guidance}.items() if value is not None}
-    return {**(TINY_DEFAULTS if model == TINY else {}), **given}
-
-
-def _attention(
-    method: str, density: float | None, start: float, end: float, layers: int, impl: str
-) -> tuple[AttentionConfig, Schedule, str] | None:
-    """Method, schedule and implementation, checked before anything is loaded; None is dense."""
-    with user_errors(ValueError):
-        schedule = Schedule(_count_or_share(start), _count_or_share(end), layers)
-        check_impl(impl)
-        if method != "dense":
-            return config(method, **({} if density is None else {"density": density})), schedule, impl
-        if density not in (None, 1.0):
-            raise ValueError(f"method 'dense' has density 1, got {density}")
-    return None
-
-
-def _enable(pipe: Any, attention: tuple[AttentionConfig, Schedule, str] | None) -> Callable[[], Summary]:
-    if attention:
-        method, schedule, impl = attention
+def _enable(pipe: Any, sparse: Attention | None) -> Callable[[], Summary]:
+    if sparse:
+        method, schedule, impl = sparse
         with user_errors(TypeError):
             enable(pipe, method, schedule=schedule, impl=impl)
     return lambda: make_summary(pipe)
-
-
-def _count_or_share(value: float) -> float | int:
-    return int(value) if value >= 1 and value == int(value) else value
 
 
 def _timed(run: Callable[[], Any]) -> tuple[Any, float]:

@@ -32,16 +32,17 @@ def sidecar_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def write_video(path: Path, frames: list, fps: int, about: dict) -> None:
+def write_video(path: Path, frames: list, fps: float, about: dict) -> None:
     """Write the video, then its sidecar; an interruption leaves neither half written."""
     from diffusers.utils import export_to_video
 
-    _write_whole(path, lambda partial: export_to_video(frames, partial, fps=fps))
+    write_whole(path, lambda partial: export_to_video(frames, partial, fps=fps))
     text = json.dumps(about, indent=2) + "\n"
-    _write_whole(sidecar_path(path), lambda partial: Path(partial).write_text(text, encoding="utf-8"))
+    write_whole(sidecar_path(path), lambda partial: Path(partial).write_text(text, encoding="utf-8"))
 
 
-def _write_whole(path: Path, write: Callable[[str], object]) -> None:
+def write_whole(path: Path, write: Callable[[str], object]) -> None:
+    """Let `write` fill a file beside `path`, then put it there in one go."""
     handle, partial = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.stem}-", suffix=path.suffix)
     os.close(handle)
     try:

@@ -69,7 +69,7 @@ class PipelineCfg:
     """
 
     def __init__(self, pipe: Any = None, guidance_scale: float | None = None) -> None:
-        self.name = "" if pipe is None else type(pipe).__name__
+        self.name = "" if pipe is None else _denoising_class(type(pipe)).__name__
         self.guidance_scale = guidance_scale
         self._pipe = (lambda: None) if pipe is None else weakref.ref(pipe)
         self._last: tuple | None = None
@@ -163,8 +163,19 @@ class PipelineCfg:
     def _known(self, pipe: Any) -> bool:
         if self.name in BATCHED | CALLS | DISTILLED:
             return True
-        code = getattr(type(pipe).__call__, "__wrapped__", type(pipe).__call__).__code__
-        return "cache_context" in code.co_names
+        return "cache_context" in _names_in_call(_denoising_class(type(pipe)))
+
+
+def _denoising_class(pipeline: type) -> type:
+    """The class whose call denoises: not a subclass without a call, or whose call goes to `super()`."""
+    owners = [cls for cls in pipeline.__mro__ if hasattr(vars(cls).get("__call__"), "__code__")]
+    own = (cls for cls in owners if not {"super", "__call__"} <= _names_in_call(cls))
+    return next(own, pipeline)
+
+
+def _names_in_call(pipeline: type) -> set[str]:
+    call = pipeline.__call__
+    return set(getattr(call, "__wrapped__", call).__code__.co_names)
 
 
 def _same(first: Any, second: Any) -> bool:

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..calls import Call, Dense
 from ..models.adapter import Adapter
-from ..processors import Dense, InterceptedProcessorMixin, SparseProcessorMixin, intercepted
+from ..processors import InterceptedProcessorMixin, SparseProcessorMixin, intercepted
 from .targets import AttentionCall
 
 Act = Callable[[AttentionCall], Tensor]
@@ -21,27 +22,16 @@ class GuidedProcessorMixin(InterceptedProcessorMixin):
     act: Act
     sparse: SparseProcessorMixin | None
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        dense: Dense,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        parallel_config: Any = None,
-    ) -> Tensor:
-        if parallel_config is not None:
+    def attend(self, call: Call, dense: Dense, ranks: int = 1) -> Tensor:
+        if ranks > 1:
             raise NotImplementedError("guidance by perturbed heads does not run under context parallelism")
 
         def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-            if self.sparse is None:
-                return dense(query, key, value, mask)
-            return self.sparse.attend(query, key, value, dense, mask, dropout_p, is_causal, scale)
+            part = call._replace(query=query, key=key, value=value, attn_mask=mask)
+            return dense(part) if self.sparse is None else self.sparse.attend(part, dense)
 
-        return self.act(AttentionCall(query, key, value, attn_mask, self.adapter.mask, scale, attention))
+        query, key, value, mask = call[:4]
+        return self.act(AttentionCall(query, key, value, mask, self.adapter.mask, call.scale, attention))
 
 
 def guided_processor(attention: nn.Module, adapter: Adapter, act: Act) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 def check_choice(name: str, value: Any, known: Collection) -> None:
     """Raise unless `value` is one of the known names."""
-    if value not in known:
+    if not isinstance(value, (str, bool)) or value not in known:
         raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}")
 
 
@@ -50,6 +50,12 @@ def check_triple(name: str, value: Any, least: int = 1, length: int = 3) -> None
     whole = isinstance(value, tuple) and all(isinstance(size, int) and not isinstance(size, bool) for size in value)
     if not whole or len(value) != length or min(value) < least:
         raise ValueError(f"{name} must be {length} integers of at least {least}, got {value!r}")
+
+
+def check_integer(name: str, value: Any, least: int) -> None:
+    """Raise unless `value` is an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
 def is_number(value: Any) -> bool:

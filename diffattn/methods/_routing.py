@@ -78,20 +78,22 @@ def virtual_rows(chosen: Tensor, token: Tensor, block: int) -> tuple[Tensor, Ten
         block (`int`): rows of a tile.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: tokens of the rows `(B, H, Rq)`, -1 for padding, and the group of every
-        tile `(B, H, Rq / block)`, -1 where there is none.
+        `tuple[torch.Tensor, torch.Tensor]`: tokens of the rows `(B, H, Rq)` int32, -1 for padding, and the group of
+        every tile `(B, H, Rq / block)`, -1 where there is none.
     """
     counts = chosen.sum(-1)  # (B, H, G)
     tiles = (counts + block - 1) // block
     last = tiles.cumsum(-1)
     width = max(int(last[..., -1].max()), 1)
-    slot = torch.arange(width, device=token.device).expand(*last.shape[:2], -1).contiguous()
-    group = torch.searchsorted(last, slot, right=True)
+    tile = torch.arange(width, device=token.device).expand(*last.shape[:2], -1).contiguous()
+    group = torch.searchsorted(last, tile, right=True)
     group = group.where(group < chosen.shape[2], -1)
     pair = chosen.flatten().nonzero()[:, 0]  # sorted by batch, head, group, query
     owner, counts = pair // chosen.shape[-1], counts.flatten()
     place = torch.arange(len(pair), device=pair.device) - (counts.cumsum(0) - counts)[owner]
     head = owner // chosen.shape[2]
-    rows = torch.full((*last.shape[:2], width * block), -1, device=token.device)
-    rows.view(-1)[(head * width + (last - tiles).flatten()[owner]) * block + place] = token[pair % chosen.shape[-1]]
+    rows = torch.full((*last.shape[:2], width * block), -1, dtype=torch.int32, device=token.device)
+    rows.view(-1)[(head * width + (last - tiles).flatten()[owner]) * block + place] = token.int()[
+        pair % chosen.shape[-1]
+    ]
     return rows, group

@@ -11,8 +11,9 @@ from ._order import SIZES, block_size
 from ._window import axis
 
 SHAPES = 16  # tile shapes tried
-ANISOTROPY = 0.05  # price of a window that is wider along one axis than along another, against a miss in density
+ANISOTROPY = 0.1  # price of a window that is wider along one axis than along another, against a miss in density
 PARTIAL = 0.1  # price of tiles that the window only cuts
+BLOCKED = 0.1  # price of each axis along which the window is one tile: neighbours in two tiles never see each other
 
 
 def tile_shapes(grid: TokenGrid, stride: tuple[int, ...] | None, dilation: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -57,6 +58,7 @@ def window_of_density(
             window, shares, cut = zip(*picks)
             miss = abs(math.log(math.prod(shares) / density)) + PARTIAL * any(cut)
             miss += ANISOTROPY * math.log(max(shares) / min(shares))
+            miss += BLOCKED * sum(width == edge < size for width, edge, size in zip(window, shape, _sizes(grid)))
             if best is None or miss < best[0] - 1e-9:
                 best = (miss, window, shape)
     return best[1], best[2]

@@ -16,7 +16,8 @@ from ._order import SIZES, block_order, block_size
 from ._scores import block_mass
 from ._select import extend_text, video_density
 
-LEVELS = (1, 4, 16)
+LEVELS = {128: (1, 4, 16, 128), 64: (1, 4, 16, 64), 32: (1, 4, 16, 32), 16: (1, 8, 16)}  # by block; 8 is a cube
+GROWTH = 1 / 3  # of the error with the pool: with its edge, as the variance in a field that has edges itself
 LEAST_MASS = 1e-30  # so that a block without any estimated mass still has a price
 STEPS = 40  # of the bisection: to the last bit of float32
 
@@ -27,10 +28,11 @@ class AutoConfig(AttentionConfig):
     """Every key takes part: exactly where the attention is, as means of 4, 16 or a whole block of tokens elsewhere.
 
     A mean of p neighbouring keys with ln p added to its score stands for all of them (Pyramid Sparse Attention, arXiv
-    2512.04025). How far it is off grows with the variance inside the pool, which for a smooth field grows as the
-    square of the pool's edge, p^(2/3). So for each block of queries the levels minimise
+    2512.04025). How far it is off grows with the variance inside the pool, which grows with the pool's edge, p^(1/3)
+    (with its square where the field is smooth, which that of a model is not). So for each block of queries the levels
+    minimise
 
-        sum over blocks of keys of mass * (p^(2/3) - 1), subject to mean(1 / p) = density,
+        sum over blocks of keys of mass * (p^(1/3) - 1), subject to mean(1 / p) = density,
 
     solved exactly by one Lagrange multiplier. Tokens are taken in tiles of 4x4x8 with nested cubes of 2x2x2, so that
     pools are compact; text is always exact.
@@ -70,7 +72,7 @@ class AutoConfig(AttentionConfig):
         device: torch.device | str = "cpu",
     ) -> Plan:
         block = self.block or block_size(grid, 48)
-        levels = (*[pool for pool in LEVELS if pool < block], block)
+        levels = LEVELS[block]
         order, video = block_order(grid, "nested", block, query.device)
         tiles, all_tiles = video // block, len(order) // block
         mass = block_mass(query, key, order, block, block)[:, :, :tiles, :tiles]
@@ -100,7 +102,7 @@ def allocate(mass: Tensor, density: float, levels: tuple[int, ...]) -> Tensor:
         return torch.zeros(mass.shape, dtype=torch.int64, device=mass.device)
     mass = mass.clamp(min=LEAST_MASS)
     cost = 1 / torch.tensor(levels, dtype=torch.float64)
-    error = torch.tensor(levels, dtype=torch.float64) ** (2 / 3)
+    error = torch.tensor(levels, dtype=torch.float64) ** GROWTH
     worth = ((cost[:-1] - cost[1:]) / (error[1:] - error[:-1])).to(mass)  # descending
     saving = (cost[:-1] - cost[1:]).to(mass.device)
     ascending = mass.sort(dim=-1).values

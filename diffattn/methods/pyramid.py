@@ -12,7 +12,7 @@ from ..config import AttentionConfig, check_density, register
 from ..grid import TokenGrid
 from ..kernels.plan import Plan, TileList
 from ..schedule import Schedule
-from ._check import check_choice, check_levels, check_shares, check_size, paper_settings
+from ._check import check_choice, check_integer, check_levels, check_shares, check_size, paper_settings
 from ._order import ORDERS, SIZES, block_order, block_size
 from ._pyramid_paper import COMMON, PAPER_SETTINGS
 from ._scores import block_mass, match_heads, sampled_mass
@@ -88,6 +88,7 @@ class PyramidConfig(AttentionConfig):
             check_size(name, getattr(self, name), SIZES, at_least=self.levels[-1])
         check_choice("order", self.order, ORDERS)
         check_choice("importance", self.importance, ("pooled", "sampled"))
+        check_integer("seed", self.seed, least=0)
         check_shares("floor", (self.floor,), 1)
 
     @classmethod

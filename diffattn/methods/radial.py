@@ -15,6 +15,7 @@ from ..config import AttentionConfig, check_density, register
 from ..grid import TokenGrid
 from ..kernels.plan import Plan, TileList
 from ..schedule import Schedule
+from ._check import is_number
 from ._radial_official import official_tile_mask
 from ._radial_paper import PAPER_SETTINGS
 
@@ -65,7 +66,7 @@ class RadialConfig(AttentionConfig):
         check_density(self.density)
         if self.density is not None and self.decay is not None:
             raise ValueError(f"give density ({self.density}) or decay ({self.decay}), not both: density sets decay")
-        if self.decay is not None and not (self.decay >= 0 and math.isfinite(self.decay)):
+        if self.decay is not None and not (is_number(self.decay) and self.decay >= 0):
             raise ValueError(f"decay must be at least 0, got {self.decay!r}")
         if self.block_size not in (None, *TILE_SIZES):
             raise ValueError(f"block_size must be one of {TILE_SIZES}, got {self.block_size!r}")

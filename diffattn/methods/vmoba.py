@@ -12,7 +12,7 @@ from ..config import AttentionConfig, check_density, register
 from ..grid import TokenGrid
 from ..kernels.plan import Plan, TileList
 from ..schedule import Schedule
-from ._check import check_choice, check_shares, check_size, check_triple, paper_settings
+from ._check import check_choice, check_integer, check_shares, check_size, check_triple, paper_settings
 from ._order import SIZES, pack, with_text
 from ._partition import PARTITIONS, chunk_of_token, chunk_shape
 from ._routing import gate, route_threshold, route_top, virtual_rows
@@ -89,7 +89,8 @@ class VMoBAConfig(AttentionConfig):
         check_shares("threshold", None if self.threshold is None else (self.threshold,), 1)
         check_choice("scope", self.scope, ("query", "head"))
         check_choice("routing", self.routing, ("token", "tile"))
-        check_triple("frames", None if self.frames is None else (self.frames,), length=1)
+        if self.frames is not None:
+            check_integer("frames", self.frames, least=1)
         check_triple("area", self.area, length=2)
         check_triple("box", self.box)
         check_choice("raw_scores", self.raw_scores, (True, False))

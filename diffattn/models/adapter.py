@@ -33,7 +33,11 @@ class Adapter:
             function, called with `(B, H, S, D)`.
         mask (`str`, *optional*, defaults to `"keys"`): what a boolean mask means: `"keys"` that nobody sees,
             the outer `"product"` of such a mask with itself, or samples `"packed"` at different places.
+        shards (`str`, *optional*, defaults to `"unknown"`): how context parallelism cuts a sequence that has other
+            tokens: `"whole"`, or text and visual tokens each on their own, as `"streams"`.
         processor (`Callable`, *optional*): from the model's processor class to a subclass to run in its stead.
+        tested (`tuple[str, ...]`, *optional*): what the tests run beside the plain class: variants whose sequences
+            differ, and `"pipeline"`, a complete one.
         branches (`tuple[str, ...]`, *optional*): lists of blocks beside the main ones, which use what they return.
     """
 
@@ -43,8 +47,15 @@ class Adapter:
     others: str | Callable[[nn.Module, dict], int] = "none"
     seam: str = "backend"
     mask: str = "keys"
+    shards: str = "unknown"
     processor: Callable[[type], type] | None = None
     branches: tuple[str, ...] = ()
+    tested: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """`"video"` or `"image"`, a grid of one frame."""
+        return "image" if self.model.endswith("2DModel") else "video"
 
     def tokens_before(self, model: nn.Module, inputs: dict) -> int:
         """How many tokens come before the visual ones, as [`placement.place`] takes it."""

@@ -16,8 +16,19 @@ def _flux2_grid(model: nn.Module, inputs: dict) -> Grid:
     return position_grid(model, inputs)
 
 
-FLUX = register(Adapter("FluxTransformer2DModel", ATTENTION, position_grid, others=text_tokens))
-FLUX_2 = register(Adapter("Flux2Transformer2DModel", ATTENTION, _flux2_grid, others=text_tokens))
+FLUX = register(
+    Adapter(
+        "FluxTransformer2DModel",
+        ATTENTION,
+        position_grid,
+        others=text_tokens,
+        shards="streams",
+        tested=("Kontext", "pipeline"),
+    )
+)
+FLUX_2 = register(
+    Adapter("Flux2Transformer2DModel", ATTENTION, _flux2_grid, others=text_tokens, shards="streams", tested=("Edit",))
+)
 CHROMA = register(Adapter("ChromaTransformer2DModel", ATTENTION, position_grid, others=text_tokens, mask="product"))
 BRIA = register(Adapter("BriaTransformer2DModel", ATTENTION, position_grid, others=text_tokens))
 BRIA_FIBO = register(Adapter("BriaFiboTransformer2DModel", ATTENTION, position_grid, others=text_tokens))

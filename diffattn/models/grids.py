@@ -52,7 +52,7 @@ def stated_grid(model: nn.Module, inputs: dict) -> Grid:
     """From the arguments `num_frames`, `height` and `width`, which count tokens."""
     sizes = tuple(inputs.get(name) for name in ("num_frames", "height", "width"))
     if None in sizes:
-        raise NoGrid("num_frames, height and width are not given, tokens are placed by coordinates")
+        raise NoGrid("num_frames, height and width are not given, tokens placed by coordinates: enable(grid=) helps")
     return sizes
 
 

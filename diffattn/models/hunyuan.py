@@ -17,7 +17,9 @@ def _history(model: nn.Module, inputs: dict) -> int:
     return sum(pooled_tokens(known[name], (named[name], 2 * named[name], 2 * named[name])) for name in known)
 
 
-HUNYUAN_VIDEO = register(Adapter("HunyuanVideoTransformer3DModel", ATTENTION, video_grid, others="after"))
+HUNYUAN_VIDEO = register(
+    Adapter("HunyuanVideoTransformer3DModel", ATTENTION, video_grid, others="after", tested=("I2V", "pipeline"))
+)
 FRAMEPACK = register(Adapter("HunyuanVideoFramepackTransformer3DModel", ATTENTION, video_grid, others=_history))
 HUNYUAN_IMAGE = register(Adapter("HunyuanImageTransformer2DModel", ATTENTION, image_grid, others="after"))
 MOTIF_VIDEO = register(Adapter("MotifVideoTransformer3DModel", ATTENTION, video_grid, others="after"))

@@ -34,10 +34,24 @@ def _hidream_grid(model: nn.Module, inputs: dict) -> Grid:
 
 # 3.5 medium has a second, purely visual attention in its first blocks
 SD3 = register(
-    Adapter("SD3Transformer2DModel", Blocks(transformer_blocks="attn attn2"), image_grid, others="after", seam="sdpa")
+    Adapter(
+        "SD3Transformer2DModel",
+        Blocks(transformer_blocks="attn attn2"),
+        image_grid,
+        others="after",
+        seam="sdpa",
+        tested=("3.5", "pipeline"),
+    )
 )
 QWEN_IMAGE = register(
-    Adapter("QwenImageTransformer2DModel", Blocks(transformer_blocks="attn"), _qwen_grid, others=text_tokens)
+    Adapter(
+        "QwenImageTransformer2DModel",
+        Blocks(transformer_blocks="attn"),
+        _qwen_grid,
+        others=text_tokens,
+        shards="streams",
+        tested=("pipeline",),
+    )
 )
 Z_IMAGE = register(Adapter("ZImageTransformer2DModel", Blocks(layers="attention"), _z_image_grid, others="after"))
 LUMINA_2 = register(

@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+from ..config import METHODS
+from ..grid import TokenGrid
 from .adapter import Adapter, adapter_named, supported_models
 
-HEADER = ("class", "self-attention that becomes sparse", "tokens beside the grid", "key mask", "reached through")
-OTHERS = {"none": "none, text by cross-attention", "before": "before", "after": "after"}
-MASKS = {"keys": "by key", "product": "product of two key masks", "packed": "none, dense where samples are packed"}
-SEAMS = {"backend": "dispatcher", "active": "dispatcher, default backend", "sdpa": "`scaled_dot_product_attention`"}
+HEADER = ("class", "tokens on the grid", "other tokens of the sequence", "key mask", "methods", "tested")
+OTHERS = {"none": "none (text by cross-attention)", "before": "before", "after": "after"}
+MASKS = {"keys": "by key", "product": "product of key masks", "packed": "dense where samples are packed"}
+START, END = "<!-- models: python -m diffattn.models README.md -->", "<!-- end of models -->"
+IMAGE = TokenGrid(1, 64, 64)
 
 
 def support_table() -> str:
-    """Markdown, a row for every class; the tests run each of them at a tiny size."""
+    """Markdown, a row for every class."""
     rows = [HEADER, ("---",) * len(HEADER), *(_row(adapter_named(name)) for name in supported_models())]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+def with_table(text: str) -> str:
+    """`text`, with the table of now between the two marks.
+
+    Raises:
+        ValueError: the text lacks the marks.
+    """
+    if not -1 < text.find(START) < text.find(END):
+        raise ValueError(f"the text has no {START!r} that is followed by {END!r}")
+    before, rest = text.split(START, 1)
+    return f"{before}{START}\n\n{support_table()}\n\n{END}{rest.split(END, 1)[1]}"
+
+
+def methods_for(adapter: Adapter) -> list[str]:
+    """The methods that save anything: some need more than one frame."""
+    if adapter.kind == "video":
+        return sorted(METHODS)
+    return sorted(name for name, method in METHODS.items() if method.dynamic or method().plan(IMAGE).density < 0.99)
+
+
 def _row(adapter: Adapter) -> tuple[str, ...]:
     others = OTHERS[adapter.others] if isinstance(adapter.others, str) else "before and after"
-    return f"`{adapter.model}`", f"`{adapter.attention}`", others, MASKS[adapter.mask], SEAMS[adapter.seam]
+    lacking = sorted(set(METHODS) - set(methods_for(adapter)))
+    methods = "all but " + ", ".join(lacking) if lacking else "all"
+    tested = ", ".join(("class", *adapter.tested))
+    return f"`{adapter.model}`", adapter.kind, others, MASKS[adapter.mask], methods, tested

@@ -17,16 +17,25 @@ def _kandinsky_grid(model: nn.Module, inputs: dict) -> Grid:
 
 
 COGVIDEOX = register(
-    Adapter("CogVideoXTransformer3DModel", ATTENTION, frames_first_grid, others="before", seam="sdpa")
+    Adapter(
+        "CogVideoXTransformer3DModel",
+        ATTENTION,
+        frames_first_grid,
+        others="before",
+        seam="sdpa",
+        tested=("1.5", "pipeline"),
+    )
 )
 CONSISID = register(Adapter("ConsisIDTransformer3DModel", ATTENTION, frames_first_grid, others="before", seam="sdpa"))
 # called once for every sample, with the valid text of that sample
-MOCHI = register(Adapter("MochiTransformer3DModel", ATTENTION, video_grid, others="after", seam="sdpa"))
+MOCHI = register(
+    Adapter("MochiTransformer3DModel", ATTENTION, video_grid, others="after", seam="sdpa", tested=("pipeline",))
+)
 ALLEGRO = register(Adapter("AllegroTransformer3DModel", ATTENTION, video_grid, seam="sdpa"))
 EASY_ANIMATE = register(Adapter("EasyAnimateTransformer3DModel", ATTENTION, video_grid, others="before", seam="sdpa"))
-LTX = register(Adapter("LTXVideoTransformer3DModel", ATTENTION, stated_grid))
+LTX = register(Adapter("LTXVideoTransformer3DModel", ATTENTION, stated_grid, tested=("pipeline",)))
 LTX_2 = register(Adapter("LTX2VideoTransformer3DModel", ATTENTION, stated_grid))
-COSMOS = register(Adapter("CosmosTransformer3DModel", ATTENTION, video_grid, seam="active"))
+COSMOS = register(Adapter("CosmosTransformer3DModel", ATTENTION, video_grid, seam="active", tested=("2.5",)))
 KANDINSKY_5 = register(
     Adapter("Kandinsky5Transformer3DModel", Blocks(visual_transformer_blocks="self_attention"), _kandinsky_grid)
 )

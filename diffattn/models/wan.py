@@ -7,7 +7,7 @@ from .grids import frames_first_grid, video_grid
 
 ATTENTION = Blocks(blocks="attn1")
 
-WAN = register(Adapter("WanTransformer3DModel", ATTENTION, video_grid))
+WAN = register(Adapter("WanTransformer3DModel", ATTENTION, video_grid, tested=("pipeline",)))
 VACE = register(
     Adapter(
         "WanVACETransformer3DModel",
@@ -21,4 +21,4 @@ CHRONO_EDIT = register(Adapter("ChronoEditTransformer3DModel", ATTENTION, video_
 SKYREELS_V2 = register(Adapter("SkyReelsV2Transformer3DModel", ATTENTION, video_grid))
 ANYFLOW = register(Adapter("AnyFlowTransformer3DModel", ATTENTION, frames_first_grid))
 # history goes before the frames to be made
-HELIOS = register(Adapter("HeliosTransformer3DModel", ATTENTION, video_grid, others="before"))
+HELIOS = register(Adapter("HeliosTransformer3DModel", ATTENTION, video_grid, others="before", shards="whole"))

@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffattn.kernels import torch_softmax
+from diffattn.kernels import attend as attend_module
+from diffattn.kernels import dense, slabs, torch_softmax
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernels_draws import inputs, plans
@@ -49,6 +50,33 @@ def test_torch_equals_the_oracle_on_any_plan(data):
 
 @settings(max_examples=25, **DRAWN)
 @given(st.data())
+def test_one_head_at_a_time(data):
+    plan = data.draw(plans())
+    tensors = data.draw(inputs(plan))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slabs, "SLAB_BYTES", 1)
+        assert_equals_the_oracle(*tensors, plan, "torch")
+        leaves = [tensor.requires_grad_() for tensor in tensors]
+        out = attend(*leaves, plan, impl="torch")
+    whole = attend(*leaves, plan, impl="torch")
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
+    for got, wanted in zip(*(torch.autograd.grad(result, leaves, grad) for result in (out, whole))):
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("impl, pools", [("torch", (1,)), ("torch", (1, 4)), ("triton", (1,))])
+def test_grouped_heads_with_an_order_each(impl, pools):
+    generator = torch.Generator().manual_seed(0)
+    order = torch.stack([torch.randperm(80, generator=generator) for _ in range(4)])[None]
+    plan = replace(full_plan(77, pools=pools), order=order.where(order < 77, -1), _cache={})
+    lists = [replace(level, counts=level.counts - 1) for level in plan.lists]
+    plan = replace(plan, lists=tuple(lists), _cache={}).with_key_mask(torch.arange(77).expand(2, -1) != 5)
+    query, key, value = (torch.randn(2, 77, heads, 16, generator=generator) for heads in (4, 2, 2))
+    assert_equals_the_oracle(query, key, value, plan, impl)
+
+
+@settings(max_examples=25, **DRAWN)
+@given(st.data())
 def test_torch_in_half_precision(data):
     plan = data.draw(plans())
     dtype = data.draw(st.sampled_from([torch.bfloat16, torch.float16]))
@@ -66,7 +94,7 @@ def test_triton_equals_the_oracle_on_any_plan(data):
 @settings(max_examples=20, **DRAWN)
 @given(data=st.data())
 def test_every_softmax_form_equals_the_oracle(form, data):
-    if form == "_flash_cpu" and torch_softmax._flash() is None:
+    if form == "_flash_cpu" and torch_softmax.flash_cpu() is None:
         pytest.skip("this torch has no CPU flash attention that returns lse")
     dtype = torch.bfloat16 if form == "_mixed" else torch.float32
     plan = data.draw(plans())
@@ -105,6 +133,42 @@ def full_plan(tokens, tile=16, pools=(1,), rows=None):
     order = order.where(order < tokens, -1)
     mask = [torch.ones(1, 1, rows // tile, -(-rows // (tile * pool)), dtype=torch.bool) for pool in pools]
     return Plan(tokens, order[None, None], tuple(TileList.from_mask(m, tile, p) for m, p in zip(mask, pools)), tile)
+
+
+@settings(max_examples=60, **DRAWN)
+@given(st.data())
+def test_auto_equals_the_oracle_where_it_runs_dense_attention(data):
+    plan = data.draw(plans(pools=(1,)))
+    plan = replace(plan, q_rows=None, _cache={}) if plan.q_rows is None else full_plan(plan.tokens, tile=16)
+    tensors = data.draw(inputs(plan))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dense, "MASK_TOKENS", 4096)
+        assert_equals_the_oracle(*tensors, plan, "auto")
+
+
+def test_auto_runs_dense_attention_only_where_the_result_is_the_same(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(attend_module, "_explain", lambda choice, reason: chosen.append(choice))
+    query = torch.randn(1, 512, 1, 8, generator=torch.Generator().manual_seed(0))
+    full = full_plan(512, tile=64)
+    nearly = TileList.from_mask(torch.arange(64).view(1, 1, 8, 8) > 3, 64)
+    pooled = TileList.from_mask(torch.ones(1, 1, 8, 8) > 0, 32, pool=2)
+    cases = [
+        (full, "dense"),
+        (replace(full, lists=(nearly,), _cache={}), "dense"),
+        (full.with_key_mask(torch.arange(512)[None] > 7), "dense"),
+        (replace(full, lists=(pooled,), _cache={}), "torch"),
+        (replace(full, q_rows=full.order, _cache={}), "torch"),
+        (replace(full, lists=(TileList.from_mask(torch.arange(64).view(1, 1, 8, 8) > 30, 64),), _cache={}), "torch"),
+    ]
+    for plan, choice in cases:
+        assert_equals_the_oracle(query, query, query, plan, "auto")
+        assert chosen.pop() == choice and not chosen
+    attend(query, query, query, full, impl="torch")
+    assert not chosen
+    leaf = query.clone().requires_grad_()
+    attend(leaf, leaf, leaf, full, return_lse=True)  # lse may be differentiated, which torch's attention cannot
+    assert chosen == ["torch"]
 
 
 @pytest.mark.parametrize("impl", ["torch", "triton"])
@@ -162,7 +226,7 @@ def test_a_plan_split_in_two_and_merged_by_lse_is_the_whole():
         (lambda q, k, v: (q.repeat(1, 1, 3, 1)[:, :, :3], k, v), "query heads must be a multiple"),
         (lambda q, k, v: (q[:1], k[:1], v), "must agree in batch"),
         (lambda q, k, v: [t.repeat(1, 1, 1, 20) for t in (q, k, v)], "head dim 320 is more than 256"),
-        (lambda q, k, v: [t.to("meta") for t in (q, k, v)], "the plan is on cpu, query on meta"),
+        (lambda q, k, v: [t.to("meta") for t in (q, k, v)], r"the plan is on cpu \(order\), query on meta"),
     ],
 )
 def test_wrong_inputs_are_named(change, message):
@@ -184,5 +248,5 @@ def test_wrong_plans_are_named():
     with pytest.raises(ValueError, match=r"key_mask must be bool \(B, 77\), got torch.bool \(1, 76\)"):
         plan.with_key_mask(torch.ones(1, 76, dtype=torch.bool))
     heads = replace(plan, lists=(TileList.from_mask(torch.ones(1, 3, 5, 5) > 0, 16),), _cache={})
-    with pytest.raises(ValueError, match=r"the plan is for heads \[3\], query has 2"):
+    with pytest.raises(ValueError, match=r"the plan is for heads 3 \(counts of pool 1\), query has 2"):
         attend(*torch.zeros(3, 1, 77, 2, 16), heads)

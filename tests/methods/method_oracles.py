@@ -1,5 +1,7 @@
 """Dense float64 oracles of the methods, from the formulas of their papers, sharing nothing with the planners."""
 
+from functools import lru_cache
+
 import torch
 
 from diffattn import TokenGrid
@@ -12,7 +14,8 @@ GRIDS = [
     TokenGrid(6, 12, 20),
     TokenGrid(6, 12, 20, text=33, text_first=True),
 ]
-LARGE = TokenGrid(13, 30, 45, text=9)
+LARGE = [TokenGrid(13, 30, 45), TokenGrid(13, 30, 45, text=9)]
+DTYPES = [torch.float32, torch.bfloat16]
 
 
 def inputs(grid, dtype=torch.float32):
@@ -21,6 +24,14 @@ def inputs(grid, dtype=torch.float32):
     return tuple(x.to(dtype) for x in structured_qkv(grid, heads=heads, dim=16, batch=2))
 
 
+@lru_cache(maxsize=2)
+def large_inputs(grid):
+    """Structured query, key and value (2, S, 1, 16), and some tokens, text among them, to be checked at."""
+    tokens = torch.cat((torch.arange(3, grid.video_tokens, 397), torch.arange(grid.video_tokens, grid.tokens, 4)))
+    return structured_qkv(grid, heads=1, dim=16, batch=2), tokens
+
+
+@lru_cache(maxsize=1)
 def coordinates(grid):
     """(t, h, w) of every video token, in raster order."""
     return [(t, h, w) for t in range(grid.frames) for h in range(grid.height) for w in range(grid.width)]
@@ -51,14 +62,15 @@ def means(x, group, groups):
 
 
 def block_mass(query, key, row, block_q, block_k):
-    """Mass between blocks from means of 16 rows: softmax(s q k + ln n), summed over keys, averaged over queries."""
+    """Mass between blocks from means of some rows: softmax(s q k + ln n), summed over keys, averaged over queries."""
     total = int(row.max()) // max(block_q, block_k) * max(block_q, block_k) + max(block_q, block_k)
-    q, n_q = means(query, row // 16, total // 16)
-    k, n_k = means(key, row // 16, total // 16)
+    size_q, size_k = ({16: 4, 32: 4, 64: 8, 128: 16}[block] for block in (block_q, block_k))
+    q, n_q = means(query, row // size_q, total // size_q)
+    k, n_k = means(key, row // size_k, total // size_k)
     probs = (query.shape[-1] ** -0.5 * q @ k.mT + n_k.log()).softmax(-1)
-    probs = probs.unflatten(-1, (-1, block_k // 16)).sum(-1) * n_q[:, None]
-    per_block = n_q.view(-1, block_q // 16).sum(-1).clamp(min=1)
-    return probs.unflatten(-2, (-1, block_q // 16)).sum(-2) / per_block[:, None]
+    probs = probs.unflatten(-1, (-1, block_k // size_k)).sum(-1) * n_q[:, None]
+    per_block = n_q.view(-1, block_q // size_q).sum(-1).clamp(min=1)
+    return probs.unflatten(-2, (-1, block_q // size_q)).sum(-2) / per_block[:, None]
 
 
 def attend_levels(query, key, value, row, block_q, block_k, level, pools, tokens, exact=True):

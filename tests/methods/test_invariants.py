@@ -1,7 +1,7 @@
 """What holds for every method: its plans stay the same where attention does, and its configurations are checked."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -14,13 +14,19 @@ from diffattn import (
     AutoConfig,
     NeighborhoodConfig,
     PyramidConfig,
+    RadialConfig,
     RectifiedConfig,
     TokenGrid,
     VMoBAConfig,
     attend,
 )
+from diffattn.config import METHODS as KNOWN
 from diffattn.methods._order import ORDERS, block_order, pack
+from diffattn.methods._pyramid_paper import PAPER_SETTINGS as PYRAMID_PAPER
+from diffattn.methods._radial_paper import PAPER_SETTINGS as RADIAL_PAPER
+from diffattn.methods._rectified_paper import PAPER_SETTINGS as RECTIFIED_PAPER
 from diffattn.methods._routing import virtual_rows
+from diffattn.methods._vmoba_paper import PAPER_SETTINGS as VMOBA_PAPER
 from diffattn.synthetic import structured_qkv
 
 DYNAMIC = [
@@ -35,11 +41,17 @@ DYNAMIC = [
     VMoBAConfig(density=0.2, routing="tile"),
 ]
 METHODS = [*DYNAMIC, NeighborhoodConfig(density=0.2), NeighborhoodConfig(window=(3, 4, 5))]
+PRESETS = [
+    *(PyramidConfig.from_paper(name) for name in PYRAMID_PAPER),
+    *(VMoBAConfig.from_paper(name) for name in VMOBA_PAPER),
+    *(RectifiedConfig.from_paper(name) for name in RECTIFIED_PAPER),
+    *(RadialConfig.from_paper(name) for name in RADIAL_PAPER),
+]
 TEXT = TokenGrid(5, 9, 10, text=7, text_first=True)
 
 
 def name(config):
-    return f"{config.method}-{METHODS.index(config) if config in METHODS else ''}"
+    return f"{config.method}-{METHODS.index(config) if config in METHODS else 'paper'}"
 
 
 def tensors_of(plan):
@@ -199,7 +211,7 @@ def test_the_hilbert_curve_takes_single_steps():
     assert ((at[1:] - at[:-1]).abs().sum(-1) == 1).all()
 
 
-@pytest.mark.parametrize("config", [*METHODS, PyramidConfig.from_paper("wan2.1-1.3b")], ids=name)
+@pytest.mark.parametrize("config", [*METHODS, *PRESETS], ids=name)
 def test_configurations_survive_json(config):
     assert AttentionConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
@@ -224,12 +236,47 @@ def test_configurations_survive_json(config):
         ("neighborhood", {"window": (3, 0, 3)}, "window must be -1 or at least"),
         ("neighborhood", {"window": (3, 3, 3), "stride": (1, 4, 1)}, "at least the stride"),
         ("neighborhood", {"stride": (1, 1, 1)}, "stride goes with a window"),
+        ("neighborhood", {"window": (3, 3)}, "window must be 3 integers"),
+        ("neighborhood", {"density": 0.2, "window": (3, 3, 3)}, "density .* or window"),
+        ("neighborhood", {"causal": (True, False)}, "causal need a value for each"),
+        ("pyramid", {"similarity": (0.5, 0.5)}, "similarity must be a tuple of 3"),
+        ("pyramid", {"block_k": 16, "levels": (1, 32)}, "levels must be powers of 2 from 1 to 16"),
+        ("pyramid", {"seed": -1}, "seed must be an integer of at least 0"),
+        ("vmoba", {"threshold": 1.5}, "threshold must lie between 0 and 1"),
+        ("vmoba", {"frames": 0}, "frames must be an integer of at least 1"),
+        ("vmoba", {"area": (4, 0)}, "area must be 2 integers of at least 1"),
+        ("radial", {"decay": -1}, "decay must be at least 0"),
+        ("radial", {"density": 0.2, "decay": 0.5}, "density .* or decay"),
+        ("radial", {"block_size": 100}, "block_size must be one of"),
+        ("auto", {"densty": 0.2}, "auto has no option densty; its options are: density, block"),
         ("neighborhood", {"blur": 1}, "neighborhood has no option blur"),
     ],
 )
 def test_bad_options_name_the_field(method, options, message):
     with pytest.raises(ValueError, match=message):
         diffattn.config(method, **options)
+
+
+JUNK = ["x", -1, 0, 1.5, float("nan"), float("inf"), True]
+JUNK += [[], {}, [1], ["x"], [-1] * 3, [0] * 3, [1.5, 2, 3], [4, 3, 2, 1]]
+
+
+@pytest.mark.parametrize("value", JUNK, ids=repr)
+def test_every_field_takes_a_value_that_survives_json_or_names_itself(value):
+    for method, cls in KNOWN.items():
+        for field in fields(cls):
+            try:
+                config = diffattn.config(method, **{field.name: value})
+            except ValueError as error:
+                assert field.name in str(error), (method, field.name)
+            else:
+                text = json.dumps(config.to_dict(), allow_nan=False)
+                assert AttentionConfig.from_dict(json.loads(text)) == config
+
+
+def test_a_method_that_is_no_name_is_refused():
+    with pytest.raises(ValueError, match=r"unknown method \['auto'\]"):
+        AttentionConfig.from_dict({"method": ["auto"]})
 
 
 def test_a_window_larger_than_the_grid_is_refused():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from method_oracles import GRIDS, assert_close, attend_mask, coordinates
+from method_oracles import DTYPES, GRIDS, LARGE, assert_close, attend_mask, coordinates, large_inputs
 
 from diffattn import NeighborhoodConfig, TokenGrid, attend
 from diffattn.methods._window import axis
@@ -27,18 +27,21 @@ def sees(x, y, size, window, stride, dilation, causal):
     return centre - left <= y <= centre + right
 
 
-def oracle_mask(grid, config):
-    """(S, S) bool."""
+def oracle_mask(grid, config, tokens=None):
+    """(S, S) bool, or the rows of `tokens`."""
     at = torch.tensor(coordinates(grid))
-    mask = torch.ones(grid.tokens, grid.tokens, dtype=torch.bool)
+    tokens = torch.arange(grid.tokens) if tokens is None else tokens
+    mask = torch.ones(len(tokens), grid.tokens, dtype=torch.bool)
     video = torch.arange(grid.video_tokens) + grid.video_start
-    seen = torch.ones(len(video), len(video), dtype=torch.bool)
+    rows = torch.isin(tokens, video).nonzero()
+    asking = at[tokens[rows[:, 0]] - grid.video_start]
+    seen = torch.ones(len(rows), len(video), dtype=torch.bool)
     stride = config.stride or (1, 1, 1)
     for i, size in enumerate((grid.frames, grid.height, grid.width)):
         rule = (config.window[i], stride[i], config.dilation[i], config.causal[i])
         pairs = torch.tensor([[sees(x, y, size, *rule) for y in range(size)] for x in range(size)])
-        seen &= pairs[at[:, i]][:, at[:, i]]
-    mask[video[:, None], video] = seen
+        seen &= pairs[asking[:, i]][:, at[:, i]]
+    mask[rows, video] = seen
     return mask
 
 
@@ -52,7 +55,7 @@ CONFIGS = [
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.window}{config.stride}{config.dilation}")
-@pytest.mark.parametrize("grid", GRIDS[:4], ids=str)
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_equals_the_dense_oracle(grid, config):
     plan, mask = config.plan(grid), oracle_mask(grid, config)
     assert torch.equal(plan.to_dense_mask()[0, 0], mask)
@@ -61,6 +64,17 @@ def test_equals_the_dense_oracle(grid, config):
         query, key, value = (x.to(dtype) for x in tensors)
         exact, rounded = (attend_mask(query, key, value, mask, exact) for exact in (True, False))
         assert_close(attend(query, key, value, plan).transpose(1, 2), exact, rounded)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("grid", LARGE, ids=str)
+def test_equals_the_dense_oracle_at_size(grid, dtype):
+    config = NeighborhoodConfig(window=(5, 9, 11))
+    tensors, tokens = large_inputs(grid)
+    query, key, value = (x.to(dtype) for x in tensors)
+    mask = oracle_mask(grid, config, tokens)
+    exact, rounded = (attend_mask(query[:, tokens], key, value, mask, exact) for exact in (True, False))
+    assert_close(attend(query, key, value, config.plan(grid))[:, tokens].transpose(1, 2), exact, rounded)
 
 
 def test_partial_tiles_equal_the_reference():
@@ -167,3 +181,11 @@ def test_density_sets_a_window_of_whole_tiles(grid, density):
     text = 1 - grid.video_tokens**2 / grid.tokens**2
     assert plan.density == pytest.approx(config.report(grid).visited * (1 - text) + text)
     assert not plan.partial and abs(plan.density - density) <= 0.15 * density
+
+
+@pytest.mark.parametrize("size", [(8, 16, 16), (12, 32, 32), (13, 30, 45), (21, 30, 52), (21, 45, 80)], ids=str)
+def test_windows_of_a_density_reach_beyond_their_own_tile(size):
+    for density in (0.145, 0.25, 0.5):
+        report = NeighborhoodConfig(density=density).report(TokenGrid(*size))
+        axes = zip(report.window, report.tile, size)
+        assert all(window > tile or window in (-1, length) for window, tile, length in axes), (density, report)

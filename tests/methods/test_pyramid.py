@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from method_oracles import (
+    DTYPES,
     GRIDS,
     LARGE,
     assert_close,
@@ -12,6 +13,7 @@ from method_oracles import (
     block_mass,
     golden_inputs,
     inputs,
+    large_inputs,
     levels_of,
     nested,
     rows_of_tokens,
@@ -92,7 +94,7 @@ def test_golden_similarity_cap():
             assert (int(similarity_cap(rows, 16, LEVELS[1:], thresholds)[0, 0, 0]) > 1) is passes
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_equals_the_dense_oracle(grid, dtype):
     query, key, value = inputs(grid, dtype)
@@ -109,16 +111,18 @@ def test_equals_the_dense_oracle(grid, dtype):
     assert_close(attend(query, key, value, plan).transpose(1, 2), exact, rounded)
 
 
-def test_equals_the_dense_oracle_at_size():
-    query, key, value = structured_qkv(LARGE, heads=1, dim=16)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("grid", LARGE, ids=str)
+def test_equals_the_dense_oracle_at_size(grid, dtype):
+    tensors, tokens = large_inputs(grid)
+    query, key, value = (x.to(dtype) for x in tensors)
     config = PyramidConfig(quantiles=(0.03, 0.1, 0.1, 0.3))
-    row = rows_of_tokens(LARGE, 128, nested)
-    level = oracle_levels(query, key, row, 128, LARGE, config.quantiles)
-    tokens = torch.arange(5, LARGE.tokens, 331)
+    row = rows_of_tokens(grid, 128, nested)
+    level = oracle_levels(query, key, row, 128, grid, config.quantiles)
     exact, rounded = (
         attend_levels(query, key, value, row, 128, 128, level, LEVELS, tokens, exact) for exact in (True, False)
     )
-    out = attend(query, key, value, config.plan(LARGE, query, key))
+    out = attend(query, key, value, config.plan(grid, query, key))
     assert_close(out[:, tokens].transpose(1, 2), exact, rounded)
 
 

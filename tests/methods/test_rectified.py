@@ -3,12 +3,14 @@
 import pytest
 import torch
 from method_oracles import (
+    DTYPES,
     GRIDS,
     LARGE,
     assert_close,
     attend_mask,
     golden_inputs,
     inputs,
+    large_inputs,
     means,
     nested,
     rows_of_tokens,
@@ -87,7 +89,7 @@ def near_blocks(grid, of, blocks):
     return reached @ member.T > 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_equals_the_dense_oracle(grid, dtype):
     query, key, value = inputs(grid, dtype)
@@ -103,12 +105,14 @@ def test_equals_the_dense_oracle(grid, dtype):
     assert_close(attend(query, key, value, plan).transpose(1, 2), exact, rounded)
 
 
-def test_equals_the_dense_oracle_at_size():
-    query, key, value = structured_qkv(LARGE, heads=1, dim=16)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("grid", LARGE, ids=str)
+def test_equals_the_dense_oracle_at_size(grid, dtype):
+    tensors, tokens = large_inputs(grid)
+    query, key, value = (x.to(dtype) for x in tensors)
     config = RectifiedConfig(keep=0.05, mass=0.1)
-    tokens = torch.arange(3, LARGE.tokens, 331)
-    exact, rounded = (oracle(query, key, value, LARGE, config, 128, tokens, exact)[0] for exact in (True, False))
-    out = attend(query, key, value, config.plan(LARGE, query, key))
+    exact, rounded = (oracle(query, key, value, grid, config, 128, tokens, exact)[0] for exact in (True, False))
+    out = attend(query, key, value, config.plan(grid, query, key))
     assert_close(out[:, tokens].transpose(1, 2), exact, rounded)
 
 

@@ -1,8 +1,10 @@
 """VMoBA against its golden values and a dense oracle."""
 
+from itertools import product
+
 import pytest
 import torch
-from method_oracles import GRIDS, assert_close, attend_mask, coordinates, golden_inputs
+from method_oracles import DTYPES, GRIDS, LARGE, assert_close, attend_mask, coordinates, golden_inputs, large_inputs
 
 from diffattn import TokenGrid, VMoBAConfig, attend
 from diffattn.methods._partition import chunk_of_token
@@ -33,12 +35,13 @@ def test_golden_values(options, counts, mean):
         torch.testing.assert_close(out[0, 40, 0, :3], torch.tensor([0.638495, 0.452747, 0.269721]), rtol=0, atol=1e-6)
 
 
-def oracle_mask(query, key, grid, layer, options, raw):
-    """(B, H, S, S) bool, from Appendix A of the paper's algorithm; ragged chunks, text kept."""
-    shape = {0: (2, grid.height, grid.width), 1: (grid.frames, 4, 3), 2: (2, 5, 4)}[layer % 3]
+def oracle_mask(query, key, grid, layer, options, raw, shapes=SHAPES, tokens=None):
+    """(B, H, S, S) bool, or its rows of `tokens`, from Appendix A of the paper; ragged chunks, text kept."""
+    in_time, in_space = (shapes["frames"], grid.height, grid.width), (grid.frames, *shapes["area"])
+    shape = (in_time, in_space, shapes["box"])[layer % 3]
     corners = [tuple(x // edge for x, edge in zip(at, shape)) for at in coordinates(grid)]
-    names = sorted(set(corners))
-    chunk = torch.tensor([names.index(corner) for corner in corners])
+    names = {corner: name for name, corner in enumerate(sorted(set(corners)))}
+    chunk = torch.tensor([names[corner] for corner in corners])
     video = torch.arange(grid.video_tokens) + grid.video_start
     q, k = (x[:, video].double().transpose(1, 2) for x in (query, key))
     centre = torch.stack([k[:, :, chunk == c].mean(2) for c in range(len(names))], 2)
@@ -47,8 +50,11 @@ def oracle_mask(query, key, grid, layer, options, raw):
     gate = q @ centre.mT
     own = torch.nn.functional.one_hot(chunk).bool().expand_as(gate)
     kept = select(gate, own, **options)
-    mask = torch.ones(*gate.shape[:2], grid.tokens, grid.tokens, dtype=torch.bool)
-    mask[:, :, video[:, None], video] = kept[..., chunk]
+    if tokens is None:
+        tokens = torch.arange(grid.tokens)
+    mask = torch.ones(*gate.shape[:2], len(tokens), grid.tokens, dtype=torch.bool)
+    rows = torch.isin(tokens, video).nonzero()
+    mask[:, :, rows, video] = kept[:, :, tokens[rows[:, 0]] - grid.video_start][..., chunk]
     return mask
 
 
@@ -94,14 +100,29 @@ def test_equals_the_dense_oracle(layer, options):
         assert_close(attend(query, key, value, plan).transpose(1, 2), exact, rounded)
 
 
-@pytest.mark.parametrize("grid", GRIDS[2:], ids=str)
-def test_equals_the_dense_oracle_on_other_grids(grid):
-    query, key, value = structured_qkv(grid, heads=1, dim=16)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("grid", [GRIDS[0], *GRIDS[2:]], ids=str)
+def test_equals_the_dense_oracle_on_other_grids(grid, dtype):
+    query, key, value = (x.to(dtype) for x in structured_qkv(grid, heads=1, dim=16, batch=2))
     plan = VMoBAConfig(**SHAPES, top_k=(1, 3, 4), raw_scores=True).plan(grid, query, key, layer=2)
     mask = oracle_mask(query, key, grid, 2, {"top_k": (1, 3, 4), "layer": 2}, raw=True)
     assert torch.equal(plan.to_dense_mask(), mask)
     exact, rounded = (attend_mask(query, key, value, mask, exact) for exact in (True, False))
     assert_close(attend(query, key, value, plan).transpose(1, 2), exact, rounded)
+
+
+AT_SIZE = [(*case, layer) for case, layer in zip(product(LARGE, DTYPES), (0, 2, 2, 1))]
+
+
+@pytest.mark.parametrize(("grid", "dtype", "layer"), AT_SIZE)
+def test_equals_the_dense_oracle_at_size(grid, dtype, layer):
+    tensors, tokens = large_inputs(grid)
+    query, key, value = (x.to(dtype) for x in tensors)
+    shapes = {"frames": 2, "area": (8, 7), "box": (4, 8, 7)}
+    mask = oracle_mask(query, key, grid, layer, {"top_k": (2, 3, 4), "layer": layer}, False, shapes, tokens)
+    exact, rounded = (attend_mask(query[:, tokens], key, value, mask, exact) for exact in (True, False))
+    plan = VMoBAConfig(**shapes, top_k=(2, 3, 4)).plan(grid, query, key, layer=layer)
+    assert_close(attend(query, key, value, plan)[:, tokens].transpose(1, 2), exact, rounded)
 
 
 def test_tile_routing_keeps_whole_tiles_of_queries_together():

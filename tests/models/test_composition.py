@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from diffusers.hooks._helpers import AttentionProcessorRegistry
+from diffusers.models import attention_dispatch
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+from peft import LoraConfig
 
 import diffattn
 from diffattn import RadialConfig, Schedule
@@ -131,20 +134,87 @@ def test_a_fuse_that_replaces_processors_is_named(monkeypatch):
     assert len(said) == 2
 
 
-def test_lora_adapters():
-    peft = pytest.importorskip("peft", reason="LoRA goes through peft, which is not installed")
-    at = case("Wan")
+@pytest.mark.parametrize("name", ["Wan", "Flux"])
+def test_lora_adapters(name):
+    """Added, scaled, switched off, fused and deleted under sparse attention, which is put in again in between."""
+    at = case(name)
     model = at.build()
     plain = sparse_run(at, model)
-    model.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    model.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    added = at.run(model)
     model.set_adapters("default", 0.5)
     scaled = at.run(model)
-    assert not torch.equal(scaled, plain)
+    assert min((a - b).abs().max() for a, b in [(added, plain), (scaled, plain), (scaled, added)]) > 1e-4
+    close(sparse_run(at, model), scaled, atol=0)
+    model.disable_lora()
+    close(at.run(model), plain)
+    model.enable_lora()
     model.fuse_lora()
     close(at.run(model), scaled)
     model.unfuse_lora()
     model.delete_adapters("default")
     close(at.run(model), plain)
+    assert min(sparse_calls(model)) == 4
+
+
+@pytest.fixture(params=["stand-in", "xformers"])
+def xformers(request, monkeypatch, default_backend):
+    """Counts calls. On a CPU diffusers' own wiring runs, and torch stands in for the package at its end."""
+    calls = []
+
+    def stand_in(query, key, value, attn_bias, p, scale):
+        calls.append(query.shape)
+        parts = (tensor.transpose(1, 2) for tensor in (query, key, value))
+        return torch.nn.functional.scaled_dot_product_attention(*parts, attn_bias, p, scale=scale).transpose(1, 2)
+
+    if request.param == "stand-in":
+        monkeypatch.setattr(attention_dispatch, "xops", SimpleNamespace(memory_efficient_attention=stand_in))
+        monkeypatch.setattr(attention_dispatch, "_CAN_USE_XFORMERS_ATTN", True)
+        return torch.device("cpu"), calls
+    if not torch.cuda.is_available():
+        pytest.skip("xformers runs on a GPU")
+    real = pytest.importorskip("xformers.ops").memory_efficient_attention
+    monkeypatch.setattr(
+        "xformers.ops.memory_efficient_attention", lambda query, *a: calls.append(query.shape) or real(query, *a)
+    )
+    return torch.device("cuda"), calls
+
+
+def test_xformers_runs_dense_steps_dense_layers_and_cross_attention(xformers):
+    device, calls = xformers
+    at = case("Wan")
+    model = at.build().to(device)
+    torch.manual_seed(1)
+    inputs = {name: value.to(device) for name, value in at.inputs().items()}
+    diffattn.enable(model, OwnBlockConfig(), schedule=Schedule(dense_start=1, dense_layers=1))
+
+    def run():
+        outputs = []
+        for step in range(2):
+            with torch.no_grad(), model.cache_context("cond", step_index=step, num_inference_steps=2):
+                outputs.append(model(**inputs).sample)
+        return torch.stack(outputs)
+
+    wanted = run()
+    model.set_attention_backend("xformers")
+    close(run(), wanted)
+    # two layers: all of the first step; in the second cross-attention, and self-attention of the first layer
+    assert len(calls) == 4 + 3
+    assert sparse_calls(model) == [0, 2]
+
+
+def test_quantised_linear_layers(built):
+    """Weights of 8 bits."""
+    quantization = pytest.importorskip("torchao.quantization")
+    at, model = built
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    dense = at.run(model)
+    diffattn.enable(model, FULL, schedule=ALWAYS)
+    close(at.run(model), dense)
+    diffattn.enable(model, OwnBlockConfig(), schedule=ALWAYS)
+    assert not torch.equal(at.run(model), dense) and min(sparse_calls(model)) == 1
+    diffattn.disable(model)
+    assert torch.equal(at.run(model), dense)
 
 
 def test_bfloat16(built):

@@ -9,8 +9,7 @@ import torch
 import diffattn
 from diffattn import PyramidConfig, RadialConfig, Schedule, TokenGrid
 from diffattn.masks import as_key_mask
-from diffattn.models.table import support_table
-from diffattn.placement import WHERE, Placement, place, roll_plan, roll_tokens
+from diffattn.placement import WHERE, Placement, in_grid_order, place, reorder_plan
 
 from .builders import case
 from .cases import lengths, normal
@@ -35,7 +34,7 @@ def float_chroma():
 
 def coordinates_ltx():
     changes = {"num_frames": None, "height": None, "width": None, "video_coords": torch.rand(2, 3, 72)}
-    return case("LTXVideo"), changes, "placed by coordinates"
+    return case("LTXVideo"), changes, "tokens placed by coordinates"
 
 
 def mixed_z_image():
@@ -64,6 +63,89 @@ def _lists(model, at, changes):
     torch.manual_seed(1)
     with torch.no_grad():
         return model(**{**at.inputs(), "return_dict": False, **changes})[0]
+
+
+def test_a_grid_that_is_given_stands_for_one_that_cannot_be_found():
+    at, changes, _ = coordinates_ltx()
+    model = at.build()
+    with MaskedAttention(at):
+        wanted = at.run(model, **changes)
+    diffattn.enable(model, OwnBlockConfig(), schedule=ALWAYS, grid=at.grid)
+    torch.testing.assert_close(at.run(model, **changes), wanted, rtol=0, atol=1e-5)
+    assert dense_reasons(model) == {}
+    diffattn.enable(model, OwnBlockConfig(), schedule=ALWAYS, grid=(3, 4, 5))
+    at.run(model, **changes)
+    assert dense_reasons(model) == {"12 tokens are not on the grid (3, 4, 5)": 2}
+
+
+def omni_z_image():
+    """Text, a reference image and the image to make, with features of the reference, in one sequence."""
+    images = [[torch.randn(4, 1, 8, 8), torch.randn(4, 1, 12, 16)] for _ in range(2)]
+    return {
+        "x": images,
+        "t": torch.tensor([0.5, 0.5]),
+        "cap_feats": [[torch.randn(7, 16), torch.randn(5, 16)] for _ in range(2)],
+        "siglip_feats": [[torch.randn(2, 2, 8), None] for _ in range(2)],
+        "image_noise_mask": [[0, 1]] * 2,
+        "return_dict": False,
+    }
+
+
+def test_several_images_in_one_sequence_stay_dense():
+    at = case("ZImage")
+    model = type(at)(**{**vars(at), "config": {**at.config, "siglip_feat_dim": 8}}).build()
+    outputs = []
+    for config in (None, OwnBlockConfig()):
+        if config:
+            diffattn.enable(model, config, schedule=ALWAYS)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            outputs.append(model(**omni_z_image())[0])
+    assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
+    assert dense_reasons(model) == {"several images in one sequence (omni mode)": 2}
+
+
+def test_cached_keys_of_reference_images_stay_dense():
+    """As Flux2KleinKVPipeline does it: the first step stores them, the others read them."""
+    at = case("Flux2-Edit")
+    model = at.build()
+    flux2 = diffusers.models.transformers.transformer_flux2
+    for block in model.transformer_blocks:
+        block.attn.set_processor(flux2.Flux2KVAttnProcessor())
+    for block in model.single_transformer_blocks:
+        block.attn.set_processor(flux2.Flux2KVParallelSelfAttnProcessor())
+
+    def both_steps():
+        torch.manual_seed(1)
+        inputs = {**at.inputs(), "return_dict": False}
+        cut = {name: inputs[name][..., 20:, :] for name in ("hidden_states", "img_ids")}
+        with torch.no_grad():
+            first, cache = model(**inputs, kv_cache_mode="extract", num_ref_tokens=20)
+            return first, model(**{**inputs, **cut}, kv_cache_mode="cached", kv_cache=cache)[0]
+
+    dense = both_steps()
+    diffattn.enable(model, OwnBlockConfig(), schedule=ALWAYS)
+    assert all(torch.equal(a, b) for a, b in zip(both_steps(), dense))
+    # the reference asks itself; text and image ask all, in the first step and from the cache
+    cached = "keys and values of reference images come from a cache"
+    assert dense_reasons(model) == {cached: 3, "query and key sequences differ": 6}
+
+
+def test_the_sparse_attention_of_kandinsky_itself_stays():
+    at = case("Kandinsky5")
+    model = at.build()
+    for block in model.visual_transformer_blocks:
+        block.self_attention.set_attention_backend("flex")
+    every = torch.ones(1, 1, 3, 3, dtype=torch.bool)
+    changes = {
+        "hidden_states": torch.randn(1, 3, 16, 16, 4),
+        "visual_rope_pos": [torch.arange(size) for size in (3, 8, 8)],
+        "sparse_params": {"to_fractal": True, "sta_mask": every, "P": 0.5},
+    }
+    dense = at.run(model, **changes)
+    diffattn.enable(model, OwnBlockConfig(), schedule=ALWAYS)
+    assert torch.equal(at.run(model, **changes), dense)
+    assert dense_reasons(model) == {"tokens in the fractal order of the model's own sparse attention": 2}
 
 
 def test_a_block_causal_mask_stays_dense():
@@ -118,7 +200,8 @@ def test_methods_that_look_at_queries_get_them_in_the_order_of_the_grid():
     diffattn.enable(model, Looking(), schedule=ALWAYS)
     torch.testing.assert_close(at.run(model), wanted, rtol=0, atol=1e-5)
     assert seen == [(TokenGrid(1, 6, 8, text=27), 75, 75)] * 3
-    query, key = roll_tokens(torch.arange(75).view(1, 75, 1, 1), torch.arange(75).view(1, 75, 1, 1), 7)
+    tokens = torch.arange(75).view(1, 75, 1, 1)
+    query, key = in_grid_order(tokens, tokens, place((1, 6, 8), 7, 75).order())
     assert query.flatten()[[0, 47, 48, 67, 68, 74]].tolist() == [7, 54, 55, 74, 0, 6] and torch.equal(query, key)
 
 
@@ -146,10 +229,18 @@ def test_no_placement(before, tokens, reason):
     assert not isinstance(found, Placement) and reason in found
 
 
-def test_a_rolled_plan_is_the_mask_of_the_sequence():
-    found = place((2, 3, 4), 2, 29)
-    plan = roll_plan(OwnBlockConfig().plan(found.grid), found.shift)
-    assert torch.equal(plan.to_dense_mask()[0, 0], own_block_mask((2, 3, 4), 2, 29))
+@pytest.mark.parametrize("before, tokens", [(2, 29), (5, 29), (0, 29), (0, 24)])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_a_plan_in_the_order_of_the_sequence_is_its_mask(before, tokens, ranks):
+    found = place((2, 3, 4), before, tokens, ranks)
+    plan = reorder_plan(OwnBlockConfig().plan(found.grid), found.order())
+    wanted = own_block_mask((2, 3, 4), before, tokens)
+    if ranks > 1:
+        first = before or 24
+        streams = [torch.arange(tokens)[:first].tensor_split(ranks), torch.arange(tokens)[first:].tensor_split(ranks)]
+        sequence = torch.cat([streams[stream][rank] for rank in range(ranks) for stream in (0, 1)])
+        wanted = wanted[sequence][:, sequence]
+    assert torch.equal(plan.to_dense_mask()[0, 0], wanted)
 
 
 def test_key_masks():
@@ -190,8 +281,3 @@ def test_pyramids_run_on_images():
     sparse = at.run(model)
     assert sparse.isfinite().all() and not torch.equal(sparse, dense)
     assert diffattn.summary(model).density < 1
-
-
-def test_the_table_has_a_row_for_every_class():
-    rows = support_table().splitlines()[2:]
-    assert [row.split("`")[1] for row in rows] == diffattn.models.supported_models()

@@ -1,0 +1,108 @@
+"""Results of the quality study as Markdown tables, sentences and plots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .contenders import CONTROLS
+from .measures import Result, grouped, mean
+
+HIGHER_IS_BETTER = ("psnr", "ssim")
+NAMES = {"error": "relative output error", "psnr": "PSNR to the dense video, dB", "ssim": "SSIM to the dense video"}
+DIGITS = {"error": 3, "psnr": 1, "ssim": 3}
+TOP, RANDOM = "top-k blocks", "random blocks"
+TOLERANCE = 1.1  # a method that reached this many times the density of a control is not compared with it
+
+
+def table(results: list[Result], score: str) -> str:
+    """A row for each contender; score, and density reached, for each density asked for."""
+    cells = grouped(results, "name", "asked")
+    densities = sorted({asked for _, asked in cells})
+    rows = []
+    for name in _names(results):
+        row = [cells[name, density] for density in densities]
+        rows.append([name, *(f"{_text(cell, score)} ({mean_density(cell):.3f})" for cell in row)])
+    return markdown(["", *(f"{score} at {density:g}" for density in densities)], rows)
+
+
+def table_by(results: list[Result], score: str, label: str, density: float) -> str:
+    """A row for each contender and a column for each value of a label, at one density."""
+    cells = grouped([result for result in results if result.asked == density], "name", label)
+    values = sorted({value for _, value in cells})
+    rows = [[name, *(_text(cells[name, value], score) for value in values)] for name in _names(results)]
+    return markdown([f"{score} at {density:g}", *(f"{label} {value}" for value in values)], rows)
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def findings(results: list[Result], score: str) -> str:
+    """Sentences on who is not better than top-k blocks and random blocks, at which density."""
+    cells = grouped(results, "name", "asked")
+    methods = [name for name in _names(results) if name not in CONTROLS]
+    sentences = []
+    for control in (TOP, RANDOM):
+        worse: dict[str, list[str]] = {}
+        for (name, density), cell in cells.items():
+            if name in methods and not _better(cell, cells[control, density], score):
+                worse.setdefault(name, []).append(f"{density:g}")
+        listed = "; ".join(f"{name} (at {', '.join(at)})" for name, at in worse.items())
+        sentences.append(f"Not better than {control}: {listed or 'none'}.")
+    over = {f"{name} ({mean_density(cell):.2f} for {density:g})" for (name, density), cell in cells.items()
+            if mean_density(cell) > TOLERANCE * density}  # fmt: skip
+    if over:
+        sentences.append(f"Spends more than it was asked to, so that its row flatters it: {'; '.join(sorted(over))}.")
+    return " ".join(sentences)
+
+
+def mean_density(cell: list[Result]) -> float:
+    """Mean density reached."""
+    return sum(result.reached for result in cell) / len(cell)
+
+
+def plot(results: list[Result], scores: list[str], path: Path) -> None:
+    """Each score against density reached, one line for each contender, as a PNG."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise SystemExit('the plot needs matplotlib: pip install "diffattn[viz]"') from error
+    figure = Figure(figsize=(5.2 * len(scores) + 2.6, 4.6), layout="constrained")
+    for axes, score in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores):
+        _draw(axes, results, score)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize="small", frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def _draw(axes: Any, results: list[Result], score: str) -> None:
+    for index, name in enumerate(_names(results)):
+        cells = [cell for (other, _), cell in grouped(results, "name", "asked").items() if other == name]
+        line = sorted((mean_density(cell), mean(cell, score)) for cell in cells)
+        style = {"color": f"C{index}", "marker": "o"}
+        if name in CONTROLS:
+            style = {"color": str(0.15 + 0.25 * list(CONTROLS).index(name)), "marker": "s", "linestyle": "--"}
+        axes.plot(*zip(*line), markersize=5, label=name, **style)
+    axes.set(xlabel="density (share of query-key products computed)", ylabel=NAMES[score])
+    if score == "error":
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+    axes.grid(True, which="both", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _better(cell: list[Result], control: list[Result], score: str) -> bool:
+    ours, theirs = mean(cell, score), mean(control, score)
+    return ours > theirs if score in HIGHER_IS_BETTER else ours < theirs
+
+
+def _names(results: list[Result]) -> list[str]:
+    return list(dict.fromkeys(result.name for result in results))
+
+
+def _text(cell: list[Result], score: str) -> str:
+    return f"{mean(cell, score):.{DIGITS[score]}f}"

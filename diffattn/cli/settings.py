@@ -1,0 +1,72 @@
+"""Options that several commands have, and what is made of them before any model is loaded."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import typer
+
+from ..config import AttentionConfig, config
+from ..kernels.attend import check_impl
+from ..schedule import Schedule
+from .errors import CommandError, user_errors
+from .load import TINY
+
+TINY_DEFAULTS = {"height": 128, "width": 128, "num_frames": 33, "num_inference_steps": 20, "guidance_scale": 3.0}
+TINY_FPS = 8
+OPTION_NAMES = {"num_frames": "frames", "num_inference_steps": "steps"}
+
+Model = Annotated[str, typer.Option(help="Hub id or pipeline folder; 'tiny' is the embedded model.")]
+Density = Annotated[float | None, typer.Option(help="Share of attention to compute, 0 to 1.")]
+DenseStart = Annotated[float, typer.Option(help="Share of first steps that stay dense, from 1 up a count.")]
+DenseLayers = Annotated[int, typer.Option(help="First layers that stay dense.")]
+Impl = Annotated[str, typer.Option(help="auto, torch, triton or reference.")]
+Height = Annotated[int | None, typer.Option(help="Pixels; the model's own default if not given.")]
+Width = Annotated[int | None, typer.Option(help="Pixels.")]
+Frames = Annotated[int | None, typer.Option(help="Frames of the video.")]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps.")]
+GuidanceScale = Annotated[float | None, typer.Option(help="Classifier-free guidance, 1 is off.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same video.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; cuda if there is one.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
+
+Attention = tuple[AttentionConfig, Schedule, str]
+
+
+def pipeline_options(model: str, sizes: dict[str, int | None], fps: int | None, guidance: float | None) -> dict:
+    """Arguments of the pipeline that were given, over the defaults of the embedded model."""
+    for name, value in {**sizes, "fps": fps}.items():
+        if value is not None and value < 1:
+            raise CommandError(f"{OPTION_NAMES.get(name, name)} must be at least 1, got {value}")
+    given = {name: value for name, value in {**sizes, "guidance_scale": guidance}.items() if value is not None}
+    return {**(TINY_DEFAULTS if model == TINY else {}), **given}
+
+
+def attention(
+    method: str, density: float | None, start: float, end: float, layers: int, impl: str
+) -> Attention | None:
+    """Method, schedule and implementation, checked before anything is loaded; None is dense."""
+    with user_errors(ValueError):
+        schedule = Schedule(_count_or_share(start), _count_or_share(end), layers)
+        check_impl(impl)
+        if method != "dense":
+            return config(method, **({} if density is None else {"density": density})), schedule, impl
+        if density not in (None, 1.0):
+            raise ValueError(f"method 'dense' has density 1, got {density}")
+    return None
+
+
+def place(device: str | None, dtype: str | None) -> tuple[str, str]:
+    """Device and dtype, the best there is where not given."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return device, dtype or ("float32" if device == "cpu" else "bfloat16")
+
+
+def default_fps(model: str) -> int:
+    """Frames a second of a video nobody gave a rate for."""
+    return TINY_FPS if model == TINY else 16
+
+
+def _count_or_share(value: float) -> float | int:
+    return int(value) if value >= 1 and value == int(value) else value

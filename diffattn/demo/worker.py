@@ -1,0 +1,220 @@
+"""The thread that generates: one request at a time, on the one pipeline that is kept loaded."""
+
+from __future__ import annotations
+
+import gc
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from diffusers.utils import export_to_video, logging
+
+from ..cli.errors import CommandError
+from ..cli.load import check_frames, load_pipeline
+from ..cli.settings import default_fps, place
+from ..config import AttentionConfig
+from ..metrics import Comparison, compare_videos
+from ..picture import draw_plan
+from ..trial import Trial, run_trial
+from .limits import Limits
+from .models import Models
+from .request import Request
+from .sessions import Run
+
+logger = logging.get_logger(__name__)
+
+DENSE = "dense"
+THREAD = "diffattn-demo"
+
+
+def title(name: str) -> str:
+    """How a run is called on the page."""
+    return "Dense" if name == DENSE else f"Sparse ({name})"
+
+
+class Stopped(Exception):
+    """A run ended before its last step, for the reason given."""
+
+
+class Failed(Exception):
+    """A run could not be done; one line for the user."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is; `seconds_left` of both videos, None while unknown."""
+
+    stage: str
+    step: int = 0
+    steps: int = 0
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """One of the two videos, and the median time of its steps."""
+
+    name: str
+    path: Path
+    trial: Trial
+    step_seconds: float
+
+    @property
+    def title(self) -> str:
+        return title(self.name)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The last event: how close the sparse video is to the dense one, and the attention map of the method."""
+
+    comparison: Comparison
+    tokens: int | None
+    picture: Path | None
+
+
+Event = Progress | Made | Compared
+
+
+class Worker:
+    """Runs requests one after the other.
+
+    Args:
+        models ([`Models`], *optional*): what may be loaded.
+        limits ([`Limits`], *optional*): what may be asked for; those of the device if not given.
+        device, dtype (`str`, *optional*): as in `diffattn generate`.
+    """
+
+    def __init__(
+        self,
+        models: Models | None = None,
+        limits: Limits | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+    ) -> None:
+        self.models = models or Models()
+        self.device, self.dtype = place(device, dtype)
+        self.limits = limits or Limits.of(torch.device(self.device).type)
+        self._lock = threading.Lock()
+        self._loaded: tuple[str, Any] | None = None
+
+    def check(self, request: Request) -> Request:
+        """The request, checked without loading anything.
+
+        Raises:
+            ValueError: one line for the user.
+        """
+        self.models.check(request.model)
+        return self.limits.check(request)
+
+    def run(self, request: Request, run: Run) -> Iterator[Event]:
+        """Events of a checked request; closing the iterator, or `run.stop`, ends the work at the next step.
+
+        Raises:
+            Failed: one line for the user.
+            Stopped: why.
+        """
+        events: queue.SimpleQueue[Event | Exception] = queue.SimpleQueue()
+        threading.Thread(target=self._work, args=(request, run, events.put), name=THREAD, daemon=True).start()
+        try:
+            while True:
+                event = events.get()
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+                if isinstance(event, Compared):
+                    return
+        finally:
+            run.stop.set()
+
+    def _work(self, request: Request, run: Run, say: Callable[[Event | Exception], None]) -> None:
+        try:
+            with self._lock:  # a cancelled run may still be in its last step
+                self._make_both(request, run, say)
+        except Stopped as stopped:
+            say(stopped)
+        except (CommandError, ValueError, TypeError, OSError, ImportError) as error:
+            say(Failed(" ".join(str(error).split())))
+        except Exception as error:
+            logger.exception("a run of the demo failed")
+            say(Failed(f"The run failed with {type(error).__name__}; the log of the demo says more."))
+
+    def _make_both(self, request: Request, run: Run, say: Callable[[Event], None]) -> None:
+        if run.stop.is_set():
+            raise Stopped("cancelled")
+        say(Progress("Loading the model"))
+        pipe = self._pipeline(request.model)
+        check_frames(pipe, request.frames)
+        clock = _Clock(run.stop, self.limits.seconds, 2 * request.steps, say)
+        dense = self._make(pipe, request, None, run, clock)
+        say(dense)
+        sparse = self._make(pipe, request, request.config, run, clock)
+        say(sparse)
+        say(Progress("Comparing"))
+        comparison = compare_videos(sparse.trial.frames, dense.trial.frames)
+        plan, picture = sparse.trial.plan, run.folder / "attention.png"
+        if plan is not None:
+            draw_plan(plan, picture, f"{request.method}, middle layer, last step: density {plan.density:.3f}")
+        say(Compared(comparison, plan and plan.tokens, plan and picture))
+
+    def _make(self, pipe: Any, request: Request, config: AttentionConfig | None, run: Run, clock: _Clock) -> Made:
+        name = config.method if config else DENSE
+        clock.begin(name)
+        trial = run_trial(
+            pipe, request.inputs, config, schedule=request.schedule, seed=request.seed, on_step=clock.after_step
+        )
+        clock.check()
+        path = run.folder / f"{name}.mp4"
+        export_to_video(list(trial.frames), str(path), fps=default_fps(request.model))
+        return Made(name, path, trial, clock.median_step)
+
+    def _pipeline(self, name: str) -> Any:
+        folder = self.models.resolve(name)
+        if self._loaded is None or self._loaded[0] != folder:
+            self._loaded = None
+            gc.collect()  # the old model must be gone before the new one comes
+            pipe = load_pipeline(folder, self.device, self.dtype)
+            pipe.set_progress_bar_config(disable=True)
+            self._loaded = folder, pipe
+        return self._loaded[1]
+
+
+class _Clock:
+    """Counts steps, says how long the rest takes, and ends a run that was stopped or takes too long."""
+
+    def __init__(self, stop: threading.Event, limit: float, steps: int, say: Callable[[Event], None]) -> None:
+        self.stop, self.limit, self.steps, self.say = stop, limit, steps, say
+        self.started = self.last = time.monotonic()
+        self.name, self.done, self.times = "", 0, []
+
+    def begin(self, name: str) -> None:
+        self.name, self.times, self.last = title(name), [], time.monotonic()
+        self.check()
+        self.say(Progress(self.name))
+
+    def after_step(self, step: int, steps: int) -> None:
+        now = time.monotonic()
+        self.times.append(now - self.last)
+        self.last = now
+        self.done += 1
+        self.check()
+        if step == steps:
+            self.say(Progress(f"{self.name}: decoding the frames"))
+            return
+        self.say(Progress(self.name, step, steps, max(self.steps - self.done, 0) * self.median_step))
+
+    @property
+    def median_step(self) -> float:
+        return median(self.times) if self.times else 0.0
+
+    def check(self) -> None:
+        if self.stop.is_set():
+            raise Stopped("cancelled")
+        if time.monotonic() - self.started > self.limit:
+            raise Stopped(f"it took longer than the {self.limit:.0f} seconds a run may take")

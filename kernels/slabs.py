@@ -1,0 +1,86 @@
+"""A few heads at a time: rows in the order of a plan are copies of query, key and value, and slabs bound them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .plan import Plan
+
+SLAB_BYTES = 8 << 20  # per thread, of the query, key and value of one slab
+
+
+def by_slabs(
+    attention: Callable, query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`attention(query, key, value, plan, scale) -> (out, lse)`, called for one slab of heads after the other.
+
+    Args:
+        query (`torch.Tensor`): `(B, S, H, D)`.
+        key, value (`torch.Tensor`): `(B, S, Hkv, D)`.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: out `(B, S, H, D)` and lse `(B, H, S)`.
+    """
+    slabs = list(_slabs(query, key, plan))
+    parts = (
+        attention(query[at, :, heads], key[at, :, kv_heads], value[at, :, kv_heads], part, scale)
+        for at, heads, kv_heads, part in slabs
+    )
+    if len(slabs) == 1:
+        return next(parts)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)):
+        return _joined(list(parts), query.shape[0])
+    out, lse = torch.empty_like(query, memory_format=torch.contiguous_format), None
+    for (at, heads, _, _), (part, part_lse) in zip(slabs, parts):
+        if lse is None:
+            lse = part_lse.new_empty(query.shape[0], query.shape[2], query.shape[1])
+        out[at, :, heads], lse[at, heads] = part, part_lse
+    return out, lse
+
+
+def _slabs(query: Tensor, key: Tensor, plan: Plan) -> Iterator[tuple[slice, slice, slice, Plan]]:
+    """Batch entries, heads and KV heads of every slab, and their part of the plan."""
+    batch, _, heads, dim = query.shape
+    group = heads // key.shape[2]
+    row_bytes = query.element_size() * dim * (plan.query_rows.shape[-1] * group + 2 * plan.order.shape[-1])
+    held = max(1, SLAB_BYTES * torch.get_num_threads() // row_bytes)  # KV heads
+    entries = max(1, min(batch, held // key.shape[2]))
+    for first in range(0, batch, entries):
+        at = slice(first, min(first + entries, batch))
+        for head in range(0, key.shape[2], held):
+            kv_heads = slice(head, min(head + held, key.shape[2]))
+            own = slice(kv_heads.start * group, kv_heads.stop * group)
+            yield at, own, kv_heads, _part(plan, at, own)
+
+
+def _part(plan: Plan, batch: slice, heads: slice) -> Plan:
+    """The plan of some batch entries and heads, kept for the next call; itself where it is the same for all."""
+
+    def cut(tensor: Tensor | None) -> Tensor | None:
+        shared = slice(None)
+        if tensor is None or tensor.ndim == 2:
+            return tensor if tensor is None or len(tensor) == 1 else tensor[batch]
+        return tensor[batch if tensor.shape[0] > 1 else shared, heads if tensor.shape[1] > 1 else shared]
+
+    at = ("part", batch.start, batch.stop, heads.start, heads.stop)
+    if plan.shared:
+        return plan
+    if at not in plan._cache:
+        parts = {name: cut(getattr(plan, name)) for name in ("order", "q_rows", "key_mask")}
+        names = ("counts", "indices", "partial")
+        levels = tuple(replace(level, **{name: cut(getattr(level, name)) for name in names}) for level in plan.lists)
+        post = plan.post and replace(plan.post, scale=cut(plan.post.scale), weights=cut(plan.post.weights))
+        plan._cache[at] = replace(plan, **parts, lists=levels, post=post, _cache={})
+    return plan._cache[at]
+
+
+def _joined(parts: list[tuple[Tensor, Tensor]], batch: int) -> tuple[Tensor, Tensor]:
+    """The slabs put together without writing in place, as gradients want it."""
+    across = len(parts) * parts[0][0].shape[0] // batch  # slabs of heads for the same batch entries
+    rows = [parts[first : first + across] for first in range(0, len(parts), across)]
+    outs, lses = zip(*((torch.cat([p[0] for p in row], 2), torch.cat([p[1] for p in row], 1)) for row in rows))
+    return (outs[0], lses[0]) if len(rows) == 1 else (torch.cat(outs), torch.cat(lses))

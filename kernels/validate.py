@@ -1,0 +1,78 @@
+"""The debug check: what the lists and rows of a plan hold, which costs a look at every entry."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .plan import Plan, TileList
+
+WHOLE = (torch.int32, torch.int64)
+
+
+def check_contents(plan: Plan) -> None:
+    """Raise where the contents of a plan cannot be run; shapes are checked when a plan is made.
+
+    Raises:
+        TypeError: a dtype that indices, counts or masks cannot have.
+        ValueError: counts out of range, tiles outside of their level or twice in a list, rows that are no tokens, an
+            order that is not one, boxes or weights that are no numbers. The message names the tensor, the place and
+            the value.
+    """
+    _check_rows("order", plan.order, plan.tokens)
+    _check_order(plan.order, plan.tokens)
+    if plan.q_rows is not None:
+        _check_rows("q_rows", plan.q_rows, plan.tokens)
+    for lists in plan.lists:
+        _check_lists(f"lists of pool {lists.pool}", lists, plan.level_rows(lists) // lists.tile)
+    if plan.post is not None:
+        for name in ("scale", "weights"):
+            tensor = getattr(plan.post, name)
+            _check(f"post.{name}", tensor, tensor.isfinite(), "must be finite")
+
+
+def _check_rows(name: str, rows: Tensor, tokens: int) -> None:
+    _check_dtype(name, rows, WHOLE)
+    _check(name, rows, (rows >= -1) & (rows < tokens), f"must be tokens from 0 to {tokens - 1}, or -1 for padding")
+
+
+def _check_order(order: Tensor, tokens: int) -> None:
+    slots = order.where(order >= 0, tokens).long()
+    rows = torch.zeros(*order.shape[:2], tokens + 1, dtype=torch.int64, device=order.device)
+    rows = rows.scatter_add_(-1, slots, torch.ones_like(slots))[..., :tokens]
+    if bool((rows != 1).any()):
+        batch, head, token = (rows != 1).nonzero()[0].tolist()
+        count = int(rows[batch, head, token])
+        raise ValueError(
+            f"order[{batch}, {head}] holds token {token} {count} times: it must hold each of the {tokens} tokens "
+            "exactly once"
+        )
+
+
+def _check_lists(name: str, lists: TileList, tiles: int) -> None:
+    _check_dtype(f"counts of the {name}", lists.counts, WHOLE)
+    _check_dtype(f"indices of the {name}", lists.indices, WHOLE)
+    width = lists.indices.shape[-1]
+    fits = (lists.counts >= 0) & (lists.counts <= width)
+    _check(f"counts of the {name}", lists.counts, fits, f"must be from 0 to {width}, the entries there are")
+    live = lists.live
+    inside = (lists.indices >= 0) & (lists.indices < tiles)
+    _check(f"indices of the {name}", lists.indices, inside | ~live, f"must be tiles from 0 to {tiles - 1}")
+    numbers = lists.indices.where(live, -1).sort(dim=-1, stable=True)
+    again = torch.zeros_like(live)
+    twice = (numbers.values[..., 1:] == numbers.values[..., :-1]) & (numbers.values[..., 1:] >= 0)
+    again.scatter_(-1, numbers.indices[..., 1:], twice)
+    _check(f"indices of the {name}", lists.indices, ~again, "must hold a tile at most once")
+    if lists.partial is not None:
+        _check_dtype(f"partial of the {name}", lists.partial, (torch.bool,))
+
+
+def _check_dtype(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
+    if tensor.dtype not in dtypes:
+        raise TypeError(f"{name} must be {' or '.join(map(str, dtypes))}, got {tensor.dtype}")
+
+
+def _check(name: str, tensor: Tensor, right: Tensor, rule: str) -> None:
+    if not bool(right.all()):
+        place = (~right).nonzero()[0].tolist()
+        raise ValueError(f"{name} {rule}, got {tensor[tuple(place)].item()} at {place}")

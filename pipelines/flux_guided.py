@@ -1,0 +1,31 @@
+"""FLUX with guidance by perturbed attention heads, as one diffusers pipeline.
+
+```python
+>>> pipe = DiffusionPipeline.from_pretrained(
+...     model, custom_pipeline="pipelines/flux_guided.py", trust_remote_code=True
+... )
+>>> image = pipe(prompt, diffattn_config={"heads": [(9, 3), (12, 0)], "scale": 3.0}).images[0]
+```
+"""
+
+from typing import Any
+
+import torch
+from diffusers import FluxPipeline
+
+from diffattn.scoped import guidance_scope
+
+
+class FluxGuidedPipeline(FluxPipeline):
+    """`FluxPipeline`, whose call may be guided and is as before afterwards.
+
+    Args:
+        diffattn_config (`dict`, *optional*): the arguments of [`guide`] for this call, such as heads, layers and
+            scale; `{}` is the preset of the model, None leaves things as they are.
+        args, kwargs: as `FluxPipeline` takes them.
+    """
+
+    @torch.no_grad()
+    def __call__(self, *args: Any, diffattn_config: dict | None = None, **kwargs: Any) -> Any:
+        with guidance_scope(self, diffattn_config):
+            return super().__call__(*args, **kwargs)

@@ -1,0 +1,52 @@
+"""The gate before the clock: wrong results have no time; right ones have a row in the table."""
+
+import json
+
+import pytest
+import torch
+from diffattn.kernels.torch_tiles import forward
+
+from benchmarks import attention
+from benchmarks.attention_case import Case
+from benchmarks.attention_measure import check, measure
+from benchmarks.attention_report import r_squared
+from benchmarks.candidates import ours
+
+TINY = ["--device", "cpu", "--sizes", "256", "--densities", "0.5", "--dtypes", "fp32", "--heads", "2"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backward", [False, True])
+def test_ours_passes_the_gate(dtype, backward):
+    case = Case("cpu", dtype, 256, 16, (64, 32), heads=2)
+    assert check(case, ours(case, case.blocks(0.4)), backward) == ""
+
+
+def off(*args):
+    out, lse = forward(*args)
+    return out * 1.01, lse
+
+
+def test_a_wrong_result_is_named_and_not_timed(monkeypatch, capsys):
+    monkeypatch.setattr("diffattn.kernels.torch_tiles.forward", off)
+    case = Case("cpu", torch.float32, 256, 16, (64, 32), heads=2)
+    (row,) = measure(case, (0.4,), "auto", 0.1)
+    assert row.wrong.startswith("out is wrong by") and row.time is None
+    assert attention.main([*TINY, "--sections", "backward", "--tiles", "64x32"]) == 1
+    printed = capsys.readouterr()
+    assert "is wrong by" in printed.err and printed.out == ""
+
+
+def test_rows_as_json_and_as_a_table(capsys, tmp_path):
+    assert attention.main([*TINY, "--sections", "backward", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == ["SDPA", "diffattn"]
+    assert all(row["time"] > 0 and row["tokens"] == 256 and row["batch"] == 1 for row in rows)
+    path = tmp_path / "table.md"
+    assert attention.main([*TINY, "--sections", "backward", "--output", str(path)]) == 0
+    assert "| diffattn | float32 | 1 | 2 | 256 | 64 | 128x128 |" in path.read_text()
+
+
+def test_r_squared():
+    assert r_squared([1, 2, 3], [5, 7, 9]) == pytest.approx(1)
+    assert r_squared([1, 2, 3, 4], [1, -1, -1, 1]) == pytest.approx(0)
