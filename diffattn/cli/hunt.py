@@ -11,24 +11,17 @@ from accelerate import PartialState
 
 from ..hunting import estimate
 from ..hunting import hunt as search
-from ..hunting.objectives import by_name
-from ..hunting.search import Settings
+from ..hunting.objectives import BUILT_IN, by_name
+from ..hunting.search import Estimate, Settings
 from .errors import CommandError, user_errors
 from .load import TINY, check_frames, load_pipeline
 from .settings import Device, Dtype, Frames, GuidanceScale, Height, Model, Steps, Width, pipeline_options, place
 
 
 def hunt(
-    prompts: Annotated[
-        Path, typer.Argument(help="Text file with one prompt a line, each tried with a seed of its own.")
-    ],
+    prompts: Annotated[Path, typer.Argument(help="Text file, one prompt a line; each has a seed of its own.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The JSON of the heads to write.")],
-    objective: Annotated[
-        list[str],
-        typer.Option(
-            help="What to look for: sharpness, motion, colourfulness, clip, pickscore; or name=weight, repeated."
-        ),
-    ],
+    objective: Annotated[list[str], typer.Option(help=f"{', '.join(BUILT_IN)}; or name=weight, repeated.")],
     model: Model = TINY,
     rounds: Annotated[int, typer.Option(help="Rounds; each adds some heads.")] = 5,
     top_k: Annotated[int, typer.Option(help="Heads that a round adds.")] = 3,
@@ -38,9 +31,7 @@ def hunt(
     perturbation_scale: Annotated[float, typer.Option(help="w of the guidance by heads.")] = 3.0,
     head_strength: Annotated[float, typer.Option(help="u of the heads, above 0 to 1.")] = 1.0,
     batch_size: Annotated[int, typer.Option(help="Candidates that are generated together.")] = 1,
-    resume: Annotated[
-        Path | None, typer.Option(help="Folder for log and report; a search goes on from there.")
-    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Folder of log and report, to go on from.")] = None,
     negative_prompt: Annotated[str, typer.Option(help="What the videos should not show.")] = "",
     height: Height = None,
     width: Width = None,
@@ -75,9 +66,8 @@ def hunt(
         try:
             found = search(pipe, wanted, texts, resume=resume, **chosen)
         except KeyboardInterrupt:
-            raise CommandError(
-                "interrupted" + (f"; the same command goes on from {resume}" if resume else "")
-            ) from None
+            rest = f"; the same command goes on from {resume}" if resume else ", nothing was written"
+            raise CommandError(f"interrupted{rest}") from None
     if state.process_index:
         return
     found.save(output)
@@ -86,10 +76,8 @@ def hunt(
         return
     for head in found:
         typer.echo(f"{head.layer}:{head.head}")
-    about = found.search
-    typer.echo(
-        f"{output}: {about['objective']} {about['unguided']:.4g} without, {about['scores'][-1]:.4g} with these heads"
-    )
+    name, before, after = found.search["objective"], found.search["unguided"], found.search["scores"][-1]
+    typer.echo(f"{output}: {name} {before:.4g} without, {after:.4g} with these heads")
 
 
 def _read(path: Path) -> list[str]:
@@ -110,5 +98,5 @@ def _check_output(path: Path, force: bool) -> None:
         raise CommandError(f"{path} exists; --force overwrites it")
 
 
-def _say_cost(cost, as_json: bool) -> None:
+def _say_cost(cost: Estimate, as_json: bool) -> None:
     typer.echo(json.dumps({"clips": cost.clips, "passes": cost.passes}, indent=2) if as_json else str(cost))
