@@ -13,6 +13,7 @@ from .config import AttentionConfig, config  # noqa: E402
 from .functional import make_plan, sparse_attention  # noqa: E402
 from .grid import TokenGrid  # noqa: E402
 from .guidance import GuidanceConfig, HeadPerturbationGuidance, HeadSet, guide, unguide  # noqa: E402
+from .hunting import hunt  # noqa: E402
 from .kernels.attend import attend  # noqa: E402
 from .kernels.plan import Plan, TileList  # noqa: E402
 from .methods import (  # noqa: E402
@@ -49,6 +50,7 @@ __all__ = [
     "disable",
     "enable",
     "guide",
+    "hunt",
     "make_plan",
     "remove_sparse_attention",
     "sparse_attention",

@@ -12,6 +12,7 @@ from .demo import demo
 from .env import env
 from .errors import CommandError
 from .generate import generate
+from .hunt import hunt
 from .inspect import inspect
 from .recall import recall
 
@@ -28,6 +29,7 @@ app.command()(compare)
 app.command()(bench)
 app.command()(demo)
 app.command()(recall)
+app.command()(hunt)
 app.command()(env)
 
 

@@ -15,6 +15,7 @@ from ..apply import enable
 from ..summary import Summary, versions
 from ..summary import summary as make_summary
 from .errors import user_errors
+from .heads import Heads, Preset, Scale, Strength, check_heads, guide_with
 from .load import TINY, check_frames, load_pipeline
 from .output import check_output, sidecar_path, write_video
 from .settings import Attention, attention, default_fps, pipeline_options, place
@@ -37,6 +38,10 @@ def generate(
     fps: Annotated[int | None, typer.Option(help="Frames a second; 8 for the embedded model, else 16.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance, 1 is off.")] = None,
+    heads: Heads = None,
+    guidance_preset: Preset = None,
+    perturbation_scale: Scale = None,
+    head_strength: Strength = None,
     seed: Annotated[int, typer.Option(help="Same seed, same video.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; cuda if there is one.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
@@ -48,10 +53,12 @@ def generate(
     sizes = {"height": height, "width": width, "num_frames": frames, "num_inference_steps": steps}
     options = pipeline_options(model, sizes, fps, guidance_scale)
     sparse = attention(method, density, dense_start, dense_end, dense_layers, impl)
+    check_heads(heads, guidance_preset, perturbation_scale, head_strength)
     device, dtype = place(device, dtype)
 
     pipe, load_seconds = _timed(lambda: load_pipeline(model, device, dtype))
     summary = _enable(pipe, sparse)
+    guidance = guide_with(pipe, heads, guidance_preset, perturbation_scale, head_strength)
     check_frames(pipe, options.get("num_frames"))
     generator = torch.Generator("cpu").manual_seed(seed)
     with user_errors(ValueError):
@@ -70,6 +77,7 @@ def generate(
         "device": device,
         "dtype": dtype,
         "attention": summary().to_dict() if sparse else {"density": 1.0, "versions": versions()},
+        "guidance": guidance,
         "seconds": {"load": round(load_seconds, 3), "generate": round(seconds, 3)},
     }
     with user_errors(OSError):

@@ -18,7 +18,7 @@ from ..apply import find_transformers
 from ..guidance import Guided
 from ..guidance.hook import GuidanceHook, find_guidance
 from .denoised import clean_sample, decode, listening
-from .runner import Runner
+from .runner import Runner, as_clips
 
 
 class GraphHook(GuidanceHook):
@@ -111,7 +111,8 @@ class GradientScreen:
         return -scale * torch.autograd.grad(score, leaf)[0], weight
 
     def _decode(self, latents: Tensor) -> Tensor:
-        return latents if self.runner.options["output_type"] == "latent" else decode(self.runner.pipe, latents)
+        latent = self.runner.options["output_type"] == "latent"
+        return as_clips(latents) if latent else decode(self.runner.pipe, latents)
 
 
 @contextmanager

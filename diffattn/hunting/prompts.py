@@ -51,9 +51,8 @@ def make_pairs(prompts: Iterable[str | dict], seeds: Sequence[int] | None = None
     prompts = list(prompts)
     wrong = [prompt for prompt in prompts if not isinstance(prompt, (str, dict)) or not prompt]
     if wrong or not prompts:
-        raise ValueError(
-            f"prompts must be strings or dicts of pipeline inputs, got {wrong[0]!r}" if wrong else "no prompts"
-        )
+        got = repr(wrong[0]) if wrong else "none"
+        raise ValueError(f"prompts must be strings or dicts of pipeline inputs, got {got}")
     seeds = list(range(len(prompts)) if seeds is None else seeds)
     if len(seeds) != len(prompts):
         raise ValueError(f"seeds must be as many as prompts, one for each: got {len(seeds)} and {len(prompts)}")

@@ -48,18 +48,19 @@ def draw_heads(path: Path, model: ModelMap, heads: HeadSet, found: Sequence[Roun
         ImportError: without matplotlib.
     """
     values = head_map(model, found)
-    figure = _figure((2.2 + 0.35 * values.shape[1], 1.6 + 0.28 * len(values)))
+    figure = _figure((2.6 + 0.35 * values.shape[1], max(1.6 + 0.28 * len(values), 3.2)))
     axes = figure.subplots()
     reach = values.nan_to_num(0).abs().max().item() or 1.0
     image = axes.imshow(values.numpy(), cmap="RdBu_r", vmin=-reach, vmax=reach, aspect="auto")
     layers = list(model.layers)
     for place, head in enumerate(heads, 1):
-        axes.text(
-            head.head, layers.index(head.layer), place, ha="center", va="center", fontsize="small", weight="bold"
-        )
-    axes.set(xlabel="head", ylabel="layer", title=f"gain in {heads.search['objective']}")
-    axes.set_facecolor("lightgray")
-    figure.colorbar(image, ax=axes, label="round 1; gray: not tried")
+        box = {"boxstyle": "circle,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+        axes.text(head.head, layers.index(head.layer), place, ha="center", va="center", fontsize="x-small", bbox=box)
+    axes.set(xlabel="head", ylabel="layer", facecolor="lightgray")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_major_locator().set_params(integer=True)
+    figure.suptitle(f"{heads.search['objective']}: gain of each head", fontsize="medium")
+    figure.colorbar(image, ax=axes, label="round 1, gray: not tried")
     figure.savefig(path, dpi=120)
 
 
@@ -76,8 +77,10 @@ def draw_cost(path: Path, model: ModelMap, heads: HeadSet) -> None:
     axes = figure.subplots()
     axes.plot([0, *costs], [heads.search["unguided"], *scores], "o-")
     for n, (cost, score) in enumerate(zip(costs, scores), 1):
-        axes.annotate(f"{per_round * n} heads", (cost, score), textcoords="offset points", xytext=(4, 4))
-    axes.set(xlabel="more passes in a step", ylabel=heads.search["objective"], title="score against cost")
+        axes.annotate(per_round * n, (cost, score), textcoords="offset points", xytext=(5, 5))
+    axes.margins(0.1)
+    axes.set(xlabel="passes added to a step", ylabel=heads.search["objective"])
+    axes.set_title("score against cost, by number of heads", fontsize="medium")
     figure.savefig(path, dpi=120)
 
 

@@ -90,9 +90,7 @@ class Runner:
         found = self.objective(clips, [self.pairs[pair].prompt] * len(clips))
         if not isinstance(found, Tensor) or found.shape != (len(clips),):
             got = f"a tensor {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-            raise ValueError(
-                f"objective {self.objective} must give a tensor ({len(clips)},), one score a clip, got {got}"
-            )
+            raise ValueError(f"objective {self.objective} must give a tensor ({len(clips)},) of scores, got {got}")
         return found
 
     def count_passes(self) -> tuple[int, float]:

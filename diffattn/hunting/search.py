@@ -129,6 +129,11 @@ def try_heads(
         keep = best(candidates, gains, count) if gains else candidates
         candidates = [head for head in candidates if head in keep]
         scores.update(score([BASELINE, *candidates], range(done, seen)))
+        lost = [pair for pair in range(done, seen) if not math.isfinite(scores[BASELINE, pair])]
+        if lost:
+            raise ValueError(
+                f"prompt {lost[0]} has no finite score even without another head: gains over it mean nothing"
+            )
         for head in candidates:
             gains[head] = sum(scores[head, pair] - scores[BASELINE, pair] for pair in range(seen)) / seen
             tried[head] = seen

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
@@ -41,7 +42,7 @@ class Work(AbstractContextManager):
         config: dict,
         cost: Estimate | None = None,
     ) -> None:
-        self.state = PartialState()
+        self.state = PartialState(cpu=not torch.accelerator.is_available())
         self.rank = self.state.process_index
         self.runner, self.gradient = runner, screen
         self.place = {head: index for index, head in enumerate([*pool, BASELINE])}

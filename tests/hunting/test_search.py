@@ -138,6 +138,13 @@ def test_settings_are_checked(options, message):
         Settings(**options)
 
 
+def test_a_baseline_without_a_score_ends_the_search():
+    table = Table()
+    table.prompt[1] = -float("inf")
+    with pytest.raises(ValueError, match="prompt 1 has no finite score even without another head"):
+        run(Settings(1, 1), table)
+
+
 def test_more_heads_than_there_are():
     with pytest.raises(ValueError, match="5 rounds of 5 heads need more than the 24 heads"):
         Settings(5, 5).check_pool(24)
