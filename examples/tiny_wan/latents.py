@@ -9,8 +9,8 @@ import torch.nn.functional as F
 CHANNELS = 6
 LATENTS_MEAN = [0.0] * 6
 LATENTS_STD = [0.7] * 3 + [0.15] * 3
-PATCH = 4
-REFERENCE_GRID = (9, 8, 8)
+PATCH = 2
+REFERENCE_GRID = (9, 16, 16)
 
 
 def analytic_latents(video: torch.Tensor) -> torch.Tensor:
@@ -42,7 +42,7 @@ def to_tokens(latents: torch.Tensor) -> torch.Tensor:
 
 
 def positions(grid: tuple[int, int, int]) -> torch.Tensor:
-    """(T * H * W, 3): where each token's centre lies on the reference grid of 9 x 8 x 8 tokens.
+    """(T * H * W, 3): where each token's centre lies on the reference grid of 9 x 16 x 16 tokens.
 
     On that grid itself these are the integers that WanRotaryPosEmbed uses; coarser grids get fractional
     positions that span the same range, so that what is learned there carries over.
