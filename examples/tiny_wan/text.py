@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from examples.tiny_wan.scenes import COLOURS, MOTIONS, PANS, SHAPES, SIZES, TEXTURES, Scene, sample_scene
 
+LONGEST = 28  # tokens of a caption, at most
 NONE = ("none",)
 OBJECT = (tuple(SHAPES), tuple(COLOURS), tuple(MOTIONS), tuple(SIZES))
 CLASSES = (
@@ -27,10 +28,10 @@ def labels(scene: Scene) -> list[int]:
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerFast, encoder: UMT5EncoderModel, captions: list[str]
+    tokenizer: PreTrainedTokenizerFast, encoder: UMT5EncoderModel, captions: list[str], length: int = LONGEST
 ) -> tuple[Tensor, Tensor]:
-    """Captions -> embeddings (B, L, C) and attention mask (B, L), L the longest caption."""
-    batch = tokenizer(captions, padding=True, return_tensors="pt").to(encoder.device)
+    """Captions -> embeddings (B, length, C) and mask (B, length); one length spares a compiler new graphs."""
+    batch = tokenizer(captions, padding="max_length", max_length=length, return_tensors="pt").to(encoder.device)
     return encoder(batch.input_ids, batch.attention_mask).last_hidden_state, batch.attention_mask
 
 
