@@ -1,14 +1,16 @@
-"""What one training step sees: a token grid or some frames of it, noise levels, clean tokens."""
+"""What one training step sees: a token grid or some frames of it, captions, noise levels, clean tokens."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from examples.tiny_wan.latents import PATCH, analytic_latents, normalise, positions, to_tokens
 from examples.tiny_wan.model import SHIFT
-from examples.tiny_wan.scenes import Scene, frame_times, render
+from examples.tiny_wan.scenes import Scene, frame_times, render, sample_scene
 
 
 @dataclass(frozen=True)
@@ -54,3 +56,42 @@ def sample_tokens(scenes: list[Scene], spec: GridSpec, rng: np.random.Generator)
     latents = normalise(analytic_latents(video))[:, :, len(later) - len(kept) + 1 :]
     places = positions(spec.grid).unflatten(0, (frames, -1))[kept].flatten(0, 1)
     return to_tokens(latents), places
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clean `tokens` (B, N, C) at `places` (N, 3), their captions and noise levels `sigma` (B,)."""
+
+    spec: GridSpec
+    captions: list[str]
+    tokens: Tensor
+    places: Tensor
+    sigma: Tensor
+
+
+def sample_batch(spec: GridSpec, rng: np.random.Generator) -> Batch:
+    """Fresh scenes; one caption in ten is dropped, so that the model learns to do without."""
+    scenes = [sample_scene(rng) for _ in range(spec.batch)]
+    wordings = rng.choice(3, spec.batch, p=(0.5, 0.3, 0.2)).tolist()
+    dropped = rng.random(spec.batch) < 0.1
+    captions = ["" if d else s.caption(w) for s, w, d in zip(scenes, wordings, dropped, strict=True)]
+    return Batch(spec, captions, *sample_tokens(scenes, spec, rng), sample_sigmas(rng, spec.batch))
+
+
+class Clips(IterableDataset):
+    """An endless stream of batches of the given grids, drawn by their weights."""
+
+    def __init__(self, specs: list[GridSpec], seed: int) -> None:
+        self.specs, self.seed = specs, seed
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        rng = np.random.default_rng([self.seed, worker.id if worker else 0])
+        weights = np.array([spec.weight for spec in self.specs])
+        while True:
+            yield sample_batch(self.specs[rng.choice(len(weights), p=weights / weights.sum())], rng)
+
+
+def load_batches(specs: list[GridSpec], seed: int, workers: int) -> DataLoader:
+    """Batches rendered in `workers` processes of one thread each, in an order that only `seed` decides."""
+    return DataLoader(Clips(specs, seed), batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None)

@@ -1,4 +1,4 @@
-"""Judge generated clips without a human: background, colour, shape and motion, read off the frames.
+"""Judge generated clips without a human: background, count, colours, shapes and motions, read off the frames.
 
 python -m examples.tiny_wan.evaluate diffattn/assets/tiny_wan --prompts 100 --json result.json
 """
@@ -12,28 +12,38 @@ import numpy as np
 import torch
 from diffusers import WanPipeline
 from torch import Tensor
+from tqdm import tqdm
 
-from examples.tiny_wan.judge import CHOICES, judge, score
+from examples.tiny_wan.judge import CHANCE, hits, judge
 from examples.tiny_wan.latents import analytic_latents
 from examples.tiny_wan.scenes import Scene, combinations, frame_times, render, sample_scene
 from examples.tiny_wan.vae import decode, prefer_fast_convolutions
 
 
-def held_out_scenes(count: int, seed: int) -> list[Scene]:
-    """Scenes of combinations that training never shows, each combination once before any comes twice."""
+def held_out_scenes(count: int, seed: int, objects: int = 1) -> list[Scene]:
+    """Scenes of combinations that training never shows; each first object once before any comes twice."""
     rng = np.random.default_rng(seed)
     pool = list(combinations(held_out=True))
     order = [pool[i] for _ in range(-(-count // len(pool))) for i in rng.permutation(len(pool))]
-    return [sample_scene(rng, attributes) for attributes in order[:count]]
+    return [sample_scene(rng, attributes, objects, held_out=True) for attributes in order[:count]]
+
+
+def score(clips: list[Tensor], scenes: list[Scene]) -> dict[str, float]:
+    """Mean hits of clips (T, 3, H, W) per attribute, and of all of them at once."""
+    return average([hits(judge(clip, scene.pan), scene) for clip, scene in zip(clips, scenes, strict=True)])
+
+
+def average(tables: list[dict[str, float]]) -> dict[str, float]:
+    """Mean per key."""
+    return {name: float(np.mean([table[name] for table in tables])) for name in tables[0]}
 
 
 @torch.no_grad()
-def calibrate(pipe: WanPipeline, count: int, seed: int = 1) -> tuple[dict[str, float], dict[str, float]]:
+def calibrate(pipe: WanPipeline, scenes: list[Scene]) -> dict[str, dict[str, float]]:
     """The judge's own accuracy: on rendered truth, and on truth through the VAE."""
-    scenes = held_out_scenes(count, seed)
     clips = [render(scene, frame_times(33), 128, 128) for scene in scenes]
     decoded = [decode(pipe.vae, analytic_latents(clip[None]))[0] for clip in clips]
-    return score([judge(c) for c in clips], scenes), score([judge(c) for c in decoded], scenes)
+    return {"truth": score(clips, scenes), "truth through the VAE": score(decoded, scenes)}
 
 
 @torch.no_grad()
@@ -57,12 +67,12 @@ def contact_sheet(clips: list[Tensor], path: Path, columns: int = 4) -> None:
 
 
 def summarise(rows: list[dict], args: argparse.Namespace) -> dict:
-    """Accuracy over judged rows {"prompt", "verdict", "truth", "seconds"}, with the sampler's settings."""
-    scenes = [Scene(**row["truth"]) for row in rows]
+    """Accuracy over judged rows {"prompt", "verdict", "hits", "seconds"}, with the sampler's settings."""
     return {
-        "accuracy": score([row["verdict"] for row in rows], scenes),
-        "chance": {name: 1 / len(choices) for name, choices in CHOICES.items()},
+        "accuracy": average([row["hits"] for row in rows]),
+        "chance": CHANCE,
         "prompts": len(rows),
+        "objects": args.objects,
         "steps": args.steps,
         "guidance": args.guidance,
         "seconds per clip": round(float(np.mean([row["seconds"] for row in rows])), 2),
@@ -73,11 +83,13 @@ def evaluate(pipe: WanPipeline, args: argparse.Namespace) -> list[dict]:
     """Generate and judge this shard's prompts; --json and --sheet are rewritten as clips arrive."""
     first, stride = map(int, args.shard.split("/"))
     rows, clips = [], []
-    for index, scene in list(enumerate(held_out_scenes(args.prompts, args.seed)))[first::stride]:
+    scenes = list(enumerate(held_out_scenes(args.prompts, args.seed, args.objects)))[first::stride]
+    for index, scene in tqdm(scenes, unit="clip", mininterval=5):
         start = time.monotonic()
         clip = generate(pipe, scene, index, args)
-        row = {"prompt": scene.caption(index), "verdict": judge(clip), "seconds": time.monotonic() - start}
-        rows.append(row | {"truth": {name: getattr(scene, name) for name in CHOICES}})
+        verdict = judge(clip, scene.pan)
+        row = {"prompt": scene.caption(index), "verdict": verdict, "hits": hits(verdict, scene)}
+        rows.append(row | {"seconds": round(time.monotonic() - start, 2)})
         clips = [*clips, clip][:24]
         if args.json:
             args.json.write_text(json.dumps(summarise(rows, args) | {"clips": rows}, indent=1) + "\n")
@@ -93,6 +105,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--objects", type=int, default=1, choices=(1, 2), help="objects to a scene")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shard", default="0/1", help="i/n: every n-th prompt from the i-th on, for n processes")
     parser.add_argument("--merge", type=Path, nargs="+", help="only sum up the --json files of several shards")
@@ -115,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
         rows = evaluate(pipe, args)
     report = summarise(rows, args) if rows else {}
     if args.calibrate:
-        report |= dict(zip(("truth", "truth through the VAE"), calibrate(pipe, args.calibrate), strict=True))
+        report |= calibrate(pipe, held_out_scenes(args.calibrate, args.seed + 1, args.objects))
     print(json.dumps(report, indent=2))
     if args.json:
         args.json.write_text(json.dumps(report | {"clips": rows}, indent=1) + "\n")

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 CHANNELS = 6
 LATENTS_MEAN = [0.0] * 6
 LATENTS_STD = [0.7] * 3 + [0.15] * 3
-PATCH = 4
-REFERENCE_GRID = (9, 8, 8)
+PATCH = 2
+REFERENCE_GRID = (9, 16, 16)
 
 
 def analytic_latents(video: torch.Tensor) -> torch.Tensor:
@@ -42,16 +42,17 @@ def to_tokens(latents: torch.Tensor) -> torch.Tensor:
 
 
 def positions(grid: tuple[int, int, int]) -> torch.Tensor:
-    """(T * H * W, 3): where each token's centre lies on the reference grid of 9 x 8 x 8 tokens.
+    """(T * H * W, 3): where each token's centre lies on the reference grid of 9 x 16 x 16 tokens.
 
-    On that grid itself these are the integers that WanRotaryPosEmbed uses; coarser grids get fractional
-    positions that span the same range, so that what is learned there carries over.
+    On that grid itself these are the integers that WanRotaryPosEmbed uses; coarser grids get positions that lie
+    farther apart, so that what is learned there carries over. Never more than 2: the fastest rotary pair turns a
+    radian per position, and neighbours near its full turn would look like one place.
     """
     frames, height, width = grid
     index = torch.arange(frames, dtype=torch.float32)
     stretch = (REFERENCE_GRID[0] - 1) / max(frames - 1, 1)
     # Chunk k >= 1 is centred on frame 4k - 1.5, the first one on frame 0: the half-chunk offset does not stretch.
     time = torch.where(index > 0, stretch * (index - 0.375) + 0.375, index)
-    rows = (torch.arange(height) + 0.5) * (REFERENCE_GRID[1] / height) - 0.5
-    columns = (torch.arange(width) + 0.5) * (REFERENCE_GRID[2] / width) - 0.5
+    step = [min(reference / side, 2.0) for reference, side in zip(REFERENCE_GRID[1:], grid[1:], strict=True)]
+    rows, columns = ((torch.arange(side) + 0.5) * s - 0.5 for side, s in zip((height, width), step, strict=True))
     return torch.stack(torch.meshgrid(time, rows, columns, indexing="ij"), -1).view(-1, 3)

@@ -1,4 +1,4 @@
-"""Seeded synthetic scenes: one coloured shape moving over a shaded background, with its caption.
+"""Seeded synthetic scenes: one or two coloured shapes moving over a shaded or striped background, with captions.
 
 Everything is defined in relative coordinates (the frame is the unit square, the clip lasts one unit of time),
 so every resolution and frame count shows the same world.
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.8, -0.8, -0.8),
@@ -22,117 +23,231 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "black": (-0.85, -0.85, -0.85),
 }
 SHAPES = ("circle", "square", "triangle")
-MOTIONS: dict[str, tuple[float, float]] = {
+DIRECTIONS: dict[str, tuple[float, float]] = {
     "left": (-1.0, 0.0),
     "right": (1.0, 0.0),
     "up": (0.0, -1.0),
     "down": (0.0, 1.0),
-    "still": (0.0, 0.0),
 }
-MOVING = (
-    "a {colour} {shape} moves {motion} over a {background} background",
-    "a {colour} {shape} moving {motion} on a {background} background",
-    "{colour} {shape} moving {motion}, {background} background",
-)
-RESTING = (
-    "a {colour} {shape} stays still over a {background} background",
-    "a {colour} {shape} standing still on a {background} background",
-    "{colour} {shape} standing still, {background} background",
-)
+# What the captions say of each motion, as a verb and as a participle.
+MOTIONS: dict[str, tuple[str, str]] = {
+    **{name: (f"moves {name}", f"moving {name}") for name in DIRECTIONS},
+    "still": ("stays still", "standing still"),
+    "bounce": ("bounces", "bouncing"),
+    "spin": ("spins", "spinning"),
+    "grow": ("grows", "growing"),
+}
+TEXTURES = ("plain", "shaded", "striped")
+SIZES: dict[str, tuple[float, float]] = {"small": (0.11, 0.13), "": (0.15, 0.18), "large": (0.20, 0.22)}
+PANS: dict[str, float] = {"": 0.0, "left": -1.0, "right": 1.0}
+PAN_TRAVEL = 0.3
+HOPS, SPIN = 2, math.pi
+GROWTH = (0.6, 1.4)
+HELD_OUT_SHARE = 4
 WORDS = (
-    *("a", "over", "on", "the", ",", ".", "background", "moves", "moving", "stays", "standing"),
+    *("a", "over", "on", "the", ",", ".", "background", "and", "camera", "pans"),
+    *(word for verbs in MOTIONS.values() for phrase in verbs for word in phrase.split() if word not in DIRECTIONS),
     *COLOURS,
     *SHAPES,
-    *MOTIONS,
+    *DIRECTIONS,
+    *("small", "large", "shaded", "striped"),
 )
-HELD_OUT_SHARE = 4
+WORDS = tuple(dict.fromkeys(WORDS))
+
+
+@dataclass(frozen=True)
+class Item:
+    """One object; lengths are fractions of the frame side, y points down, `start` is its centre at time 0."""
+
+    shape: str
+    colour: str
+    motion: str
+    size: str = ""
+    radius: float = 0.17
+    start: tuple[float, float] = (0.5, 0.5)
+    travel: float = 0.4
+
+    def name(self) -> str:
+        """Its noun phrase without an article."""
+        return " ".join(word for word in (self.size, self.colour, self.shape) if word)
+
+    def at(self, time: Tensor, pan: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Centre x and y, radius and angle at `time`, each of its shape."""
+        dx, dy = DIRECTIONS.get(self.motion, (0.0, 0.0))
+        x = self.start[0] + dx * self.travel * time - PANS[pan] * PAN_TRAVEL * time
+        y = self.start[1] + dy * self.travel * time
+        if self.motion == "bounce":
+            y = y - self.travel * torch.sin(HOPS * math.pi * time).abs()
+        low, high = GROWTH if self.motion == "grow" else (1.0, 1.0)
+        angle = SPIN * time if self.motion == "spin" else torch.zeros_like(time)
+        return x, y, self.radius * (low + (high - low) * time), angle
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One clip, described; lengths are fractions of the frame side, y points down."""
+    """One clip, described. `wave` is the stripes' amplitude, cycles in x and y, and phase."""
 
-    colour: str
-    shape: str
-    motion: str
+    items: tuple[Item, ...]
     background: str
-    radius: float = 0.19
-    start: tuple[float, float] = (0.5, 0.5)
-    travel: float = 0.4
+    texture: str = "plain"
+    pan: str = ""
     gradient: tuple[float, float] = (0.0, 0.0)
     wave: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
     @property
     def attributes(self) -> tuple[str, str, str, str]:
-        """(shape, colour, motion, background)."""
-        return self.shape, self.colour, self.motion, self.background
+        """(shape, colour, motion, background) of the first object."""
+        return self.items[0].shape, self.items[0].colour, self.items[0].motion, self.background
 
     def caption(self, wording: int = 0) -> str:
         """The caption in one of three wordings."""
-        templates = RESTING if self.motion == "still" else MOVING
-        words = {"colour": self.colour, "shape": self.shape, "motion": self.motion, "background": self.background}
-        return templates[wording % len(templates)].format(**words)
+        wording %= 3
+        article = "" if wording == 2 else "a "
+        parts = [f"{article}{item.name()} {MOTIONS[item.motion][min(wording, 1)]}" for item in self.items]
+        ground = " ".join(w for w in (self.texture if self.texture != "plain" else "", self.background) if w)
+        link = (" over a ", " on a ", ", ")[wording]
+        pan = f", camera pans {self.pan}" if self.pan else ""
+        return f"{' and '.join(parts)}{link}{ground} background{pan}"
 
 
 def combinations(held_out: bool) -> Iterator[tuple[str, str, str, str]]:
     """Every (shape, colour, motion, background) of one side of the split, in a fixed order."""
     for combination in itertools.product(SHAPES, COLOURS, MOTIONS, COLOURS):
-        if combination[1] != combination[3]:
+        shape, colour, motion, background = combination
+        if colour != background and (shape, motion) != ("circle", "spin"):
             if (zlib.crc32(" ".join(combination).encode()) % HELD_OUT_SHARE == 0) == held_out:
                 yield combination
 
 
-_TRAIN = tuple(combinations(held_out=False))
+_POOLS = {held_out: tuple(combinations(held_out)) for held_out in (False, True)}
 
 
-def sample_scene(rng: np.random.Generator, attributes: tuple[str, str, str, str] | None = None) -> Scene:
-    """Draw a scene; `attributes` fixes what the caption says, the default draws a training combination."""
-    shape, colour, motion, background = attributes or _TRAIN[rng.integers(len(_TRAIN))]
-    radius, travel = rng.uniform(0.16, 0.20), rng.uniform(0.36, 0.44)
-    start = [rng.uniform(0.44, 0.56), rng.uniform(0.44, 0.56)]
-    for axis, direction in enumerate(MOTIONS[motion]):
-        if direction:
-            slack = (1 - travel) / 2 - radius - 0.02
-            start[axis] = 0.5 - direction * travel / 2 + rng.uniform(-1, 1) * max(slack, 0.0)
-    tilt, angle = rng.uniform(0, 0.2), rng.uniform(0, 2 * math.pi)
-    gradient = (tilt * math.cos(angle), tilt * math.sin(angle))
-    turn = rng.uniform(0, math.pi)
-    cycles = rng.uniform(1.0, 3.0)
-    wave = (rng.uniform(0, 0.06), cycles * math.cos(turn), cycles * math.sin(turn), rng.uniform(0, 1))
-    return Scene(colour, shape, motion, background, radius, (start[0], start[1]), travel, gradient, wave)
+def _reaches(shape: str, motion: str, radius: float) -> tuple[tuple[float, float], tuple[float, float]]:
+    """How far an object may extend left and right, then up and down of its centre of mass."""
+    if motion == "grow":
+        radius *= GROWTH[1]
+    left_right, up_down = {
+        "circle": ((1.0, 1.0), (1.0, 1.0)),
+        "square": ((0.89, 0.89), (0.89, 0.89)),
+        "triangle": ((1.28, 1.28), (1.48, 0.74)),
+    }[shape]
+    if motion == "spin":
+        left_right = up_down = (1.48, 1.48)
+    margin = 0.02
+    return tuple((margin + radius * low, margin + radius * high) for low, high in (left_right, up_down))
 
 
-def outline_distance(shape: str, dx: torch.Tensor, dy: torch.Tensor, radius: float) -> torch.Tensor:
-    """Signed distance to the outline, negative inside, of shapes of about equal area."""
+def _draw_item(rng: np.random.Generator, attributes: tuple[str, str, str, str], alone: bool, pan: str) -> Item:
+    shape, colour, motion, _ = attributes
+    sizes = list(SIZES) if alone else ["small", ""]
+    size = sizes[rng.integers(len(sizes))]
+    radius = rng.uniform(*SIZES[size])
+    travel = rng.uniform(0.25, 0.32) if motion == "bounce" else rng.uniform(0.36, 0.44)
+    if motion == "grow":
+        radius = min(radius, 0.18)
+    reaches = _reaches(shape, motion, radius)
+    spread = 0.08 if alone else 1.0
+    start = []
+    for axis, (before, after) in enumerate(reaches):
+        # From where to where the centre goes on this axis, as seen from its start.
+        moves = [0.0, DIRECTIONS.get(motion, (0.0, 0.0))[axis] * travel]
+        if axis == 0:
+            moves[1] -= PANS[pan] * PAN_TRAVEL
+        if axis == 1 and motion == "bounce":
+            moves[1] = -travel
+        low, high = before - min(moves), 1 - after - max(moves)
+        middle, half = (low + high) / 2, max((high - low) / 2, 0.0)
+        start.append(middle + rng.uniform(-1, 1) * half * (1.0 if any(moves) else spread))
+    return Item(shape, colour, motion, size, radius, (start[0], start[1]), travel)
+
+
+def _apart(items: list[Item], pan: str) -> bool:
+    """Whether two objects overlap for less than a quarter of the clip, and do so at all only in passing."""
+    time = torch.linspace(0, 1, 17)
+    (ax, ay, ar, _), (bx, by, br, _) = (item.at(time, pan) for item in items)
+    gap = ((ax - bx).square() + (ay - by).square()).sqrt() - 0.9 * (ar + br)
+    return bool((gap < 0).float().mean() < 0.25) and bool(gap[0] > 0)
+
+
+def sample_scene(
+    rng: np.random.Generator,
+    attributes: tuple[str, str, str, str] | None = None,
+    objects: int | None = None,
+    held_out: bool = False,
+) -> Scene:
+    """Draw a scene.
+
+    `attributes` fixes the first object and the background, the default draws a combination of this side of the
+    split; `objects` fixes their number, the default draws two in every third scene.
+    """
+    pool = _POOLS[held_out]
+    first = attributes or pool[rng.integers(len(pool))]
+    background = first[3]
+    count = objects or (2 if rng.random() < 0.33 else 1)
+    texture = TEXTURES[rng.integers(len(TEXTURES))]
+    may_pan = texture == "striped" and first[2] not in ("left", "right")
+    pan = ("left", "right")[rng.integers(2)] if may_pan and rng.random() < 0.3 else ""
+    wanted = [first]
+    while len(wanted) < count:
+        other = pool[rng.integers(len(pool))]
+        if other[3] == background and other[1] != first[1] and not (pan and other[2] in ("left", "right")):
+            wanted.append(other)
+    for _ in range(40):
+        items = [_draw_item(rng, each, count == 1, pan) for each in wanted]
+        if count == 1 or _apart(items, pan):
+            break
+    return Scene(tuple(items), background, texture, pan, *_draw_ground(rng, texture))
+
+
+def _draw_ground(
+    rng: np.random.Generator, texture: str
+) -> tuple[tuple[float, float], tuple[float, float, float, float]]:
+    tilt = rng.uniform(0.3, 0.45) if texture == "shaded" else rng.uniform(0, 0.1)
+    angle, turn = rng.uniform(0, 2 * math.pi), rng.uniform(0, math.pi)
+    amplitude = rng.uniform(0.2, 0.3) if texture == "striped" else 0.0
+    cycles = rng.uniform(2.5, 4.0)
+    wave = (amplitude, cycles * math.cos(turn), cycles * math.sin(turn), rng.uniform(0, 1))
+    return (tilt * math.cos(angle), tilt * math.sin(angle)), wave
+
+
+def outline_distance(shape: str, dx: Tensor, dy: Tensor, radius: Tensor | float) -> Tensor:
+    """Signed distance to the outline, negative inside, of shapes of about equal area around their centre of mass."""
     if shape == "circle":
         return (dx.square() + dy.square()).sqrt() - radius
     if shape == "square":
         return torch.maximum(dx.abs(), dy.abs()) - 0.89 * radius
-    inner = 0.74 * radius
-    dy = dy - 0.5 * inner
-    return torch.maximum(dy, (3**0.5 * dx.abs() - dy) / 2) - inner
+    return torch.maximum(dy, (3**0.5 * dx.abs() - dy) / 2) - 0.74 * radius
 
 
-def _background(scene: Scene, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """(3, H, W): the named colour, shaded by a linear gradient and a faint plane wave."""
+def _ground(scene: Scene, x: Tensor, y: Tensor, time: Tensor) -> Tensor:
+    """(T | 1, 3, H, W): the named colour, shaded by a linear gradient and a plane wave that a pan shifts."""
     amplitude, fx, fy, phase = scene.wave
     shade = scene.gradient[0] * (2 * x - 1) + scene.gradient[1] * (2 * y - 1)
-    shade = shade + amplitude * torch.sin(2 * math.pi * (fx * x + fy * y + phase))
-    return (torch.tensor(COLOURS[scene.background]).view(3, 1, 1) + shade).clamp(-1, 1)
+    seen = x + PANS[scene.pan] * PAN_TRAVEL * time if scene.pan else x
+    shade = shade + amplitude * torch.sin(2 * math.pi * (fx * seen + fy * y + phase))
+    return (torch.tensor(COLOURS[scene.background]).view(3, 1, 1) + shade.unsqueeze(1)).clamp(-1, 1)
 
 
-def frame_times(frames: int) -> torch.Tensor:
+def frame_times(frames: int) -> Tensor:
     """(frames,) equal steps from 0 to 1."""
     return torch.linspace(0, 1, frames)
 
 
-def render(scene: Scene, times: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def cover(item: Item, time: Tensor, x: Tensor, y: Tensor, side: int, pan: str = "") -> Tensor:
+    """(T, H, W): how much of each pixel the object covers, 0 to 1."""
+    cx, cy, radius, angle = item.at(time, pan)
+    dx, dy = x - cx, y - cy
+    turned = (dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin())
+    return (0.5 - side * outline_distance(item.shape, *turned, radius)).clamp(0, 1)
+
+
+def render(scene: Scene, times: Tensor, height: int, width: int) -> Tensor:
     """The scene at `times` (T,) in [0, 1]: (T, 3, height, width) float32 in [-1, 1], anti-aliased."""
     x = ((torch.arange(width) + 0.5) / width).view(1, 1, -1)
     y = ((torch.arange(height) + 0.5) / height).view(1, -1, 1)
     time = times.view(-1, 1, 1)
-    dx = x - (scene.start[0] + MOTIONS[scene.motion][0] * scene.travel * time)
-    dy = y - (scene.start[1] + MOTIONS[scene.motion][1] * scene.travel * time)
-    cover = (0.5 - min(height, width) * outline_distance(scene.shape, dx, dy, scene.radius)).clamp(0, 1)
-    background = _background(scene, x[0], y[0])
-    return torch.lerp(background, torch.tensor(COLOURS[scene.colour]).view(3, 1, 1), cover.unsqueeze(1))
+    clip = _ground(scene, x, y, time).expand(len(times), -1, -1, -1)
+    for item in scene.items:
+        colour = torch.tensor(COLOURS[item.colour]).view(3, 1, 1)
+        clip = torch.lerp(clip, colour, cover(item, time, x, y, min(height, width), scene.pan).unsqueeze(1))
+    return clip

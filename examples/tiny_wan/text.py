@@ -1,4 +1,4 @@
-"""Teach the text encoder its vocabulary: every token's output tells the caption's four attributes.
+"""Teach the text encoder its vocabulary: every token's output tells what the caption says.
 
 Seconds of training that spare the transformer from learning which colour word belongs to what.
 """
@@ -9,21 +9,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
-from examples.tiny_wan.scenes import COLOURS, MOTIONS, SHAPES, sample_scene
+from examples.tiny_wan.scenes import COLOURS, MOTIONS, PANS, SHAPES, SIZES, TEXTURES, Scene, sample_scene
 
-CLASSES = (tuple(SHAPES), tuple(COLOURS), tuple(MOTIONS), tuple(COLOURS))
+LONGEST = 28  # tokens of a caption, at most
+NONE = ("none",)
+OBJECT = (tuple(SHAPES), tuple(COLOURS), tuple(MOTIONS), tuple(SIZES))
+CLASSES = (
+    tuple(COLOURS), TEXTURES, tuple(PANS), *OBJECT, *(NONE + choices for choices in OBJECT)
+)  # fmt: skip
+
+
+def labels(scene: Scene) -> list[int]:
+    """What a caption says, as one index into each of `CLASSES`: background, texture, pan, then both objects."""
+    said = [scene.background, scene.texture, scene.pan]
+    for item in (*scene.items, None)[:2]:
+        said += [item.shape, item.colour, item.motion, item.size] if item else [*NONE] * len(OBJECT)
+    return [choices.index(word) for choices, word in zip(CLASSES, said, strict=True)]
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerFast, encoder: UMT5EncoderModel, captions: list[str]
+    tokenizer: PreTrainedTokenizerFast, encoder: UMT5EncoderModel, captions: list[str], length: int = LONGEST
 ) -> tuple[Tensor, Tensor]:
-    """Captions -> embeddings (B, L, C) and attention mask (B, L), L the longest caption."""
-    batch = tokenizer(captions, padding=True, return_tensors="pt").to(encoder.device)
+    """Captions -> embeddings (B, length, C) and mask (B, length); one length spares a compiler new graphs."""
+    batch = tokenizer(captions, padding="max_length", max_length=length, return_tensors="pt").to(encoder.device)
     return encoder(batch.input_ids, batch.attention_mask).last_hidden_state, batch.attention_mask
 
 
 def pretrain(
-    tokenizer: PreTrainedTokenizerFast, encoder: UMT5EncoderModel, rng: np.random.Generator, steps: int = 400
+    tokenizer: PreTrainedTokenizerFast, encoder: UMT5EncoderModel, rng: np.random.Generator, steps: int = 600
 ) -> float:
     """Train `encoder` in place with throw-away linear heads; returns the final accuracy over all tokens."""
     heads = nn.Linear(encoder.config.d_model, sum(map(len, CLASSES)), bias=False).to(encoder.device)
@@ -33,9 +46,9 @@ def pretrain(
     for _ in range(steps):
         scenes = [sample_scene(rng) for _ in range(64)]
         captions = [scene.caption(int(rng.integers(3))) for scene in scenes]
-        labels = [[c.index(a) for c, a in zip(CLASSES, s.attributes, strict=True)] for s in scenes]
+        truth = torch.tensor([labels(scene) for scene in scenes], device=encoder.device)
         embeddings, mask = encode(tokenizer, encoder, captions)
-        loss, accuracy = _judge(heads(embeddings[mask.bool()]), torch.tensor(labels, device=mask.device), mask)
+        loss, accuracy = _judge(heads(embeddings[mask.bool()]), truth, mask)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -44,7 +57,7 @@ def pretrain(
 
 
 def _judge(logits: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, float]:
-    """Mean cross-entropy and accuracy of the four heads, each token against its caption's labels."""
+    """Mean cross-entropy and accuracy of the heads, each token against its caption's labels."""
     targets = labels[:, None].expand(-1, mask.shape[1], -1)[mask.bool()]
     pieces = list(zip(logits.split([len(c) for c in CLASSES], -1), targets.unbind(-1), strict=True))
     loss = torch.stack([F.cross_entropy(piece, target) for piece, target in pieces]).sum()

@@ -16,10 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from examples.tiny_wan import fast
-from examples.tiny_wan.batches import GridSpec, sample_sigmas, sample_tokens
+from examples.tiny_wan.batches import Batch, GridSpec, load_batches
 from examples.tiny_wan.model import build_pipeline, save_pipeline
 from examples.tiny_wan.optim import Average, Optimizers
-from examples.tiny_wan.scenes import sample_scene
 from examples.tiny_wan.text import encode, pretrain
 from examples.tiny_wan.vae import wired_vae
 
@@ -29,7 +28,6 @@ class Trainer:
 
     def __init__(self, pipe: WanPipeline, args: argparse.Namespace) -> None:
         self.args, self.pipe = args, pipe
-        self.rng = np.random.default_rng(args.seed)
         self.live = [pipe.transformer.to(args.device).train(), pipe.text_encoder.to(args.device).train()]
         self.dtype = torch.bfloat16 if args.bf16 else torch.float32
         self.optimizers = Optimizers(*self.live, args.lr, args.text_lr)
@@ -37,24 +35,19 @@ class Trainer:
         self.clips: dict[str, int] = {}
         self.seconds = 0.0
 
-    def loss(self, spec: GridSpec) -> Tensor:
-        """Mean squared error of the velocity (noise - data) on one batch of fresh scenes."""
-        scenes = [sample_scene(self.rng) for _ in range(spec.batch)]
-        wordings = self.rng.choice(3, spec.batch, p=(0.5, 0.3, 0.2)).tolist()
-        dropped = self.rng.random(spec.batch) < 0.1
-        captions = ["" if d else s.caption(w) for s, w, d in zip(scenes, wordings, dropped, strict=True)]
-        clean, places = (x.to(self.args.device) for x in sample_tokens(scenes, spec, self.rng))
-        sigma = sample_sigmas(self.rng, spec.batch).to(clean.device)
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean squared error of the velocity (noise - data)."""
+        clean, places, sigma = (x.to(self.args.device) for x in (batch.tokens, batch.places, batch.sigma))
         noise = torch.randn_like(clean)
         noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1))
         transformer, text_encoder = self.live
-        text = fast.pad_text(*encode(self.pipe.tokenizer, text_encoder, captions))
+        text = fast.pad_text(*encode(self.pipe.tokenizer, text_encoder, batch.captions))
         velocity = fast.forward_tokens(transformer, noisy, places, 1000 * sigma, *text, self.dtype)
         return (velocity - (noise - clean)).square().mean()
 
-    def step(self, spec: GridSpec, factor: float) -> float:
+    def step(self, batch: Batch, factor: float) -> float:
         """One optimizer step at `factor` times the peak learning rate."""
-        loss = self.loss(spec)
+        loss, spec = self.loss(batch), batch.spec
         loss.backward()
         for module in self.live:
             torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
@@ -94,20 +87,21 @@ def learning_rate_factor(progress: float, step: int, warmup: int, decay_from: fl
 
 def run_phase(trainer: Trainer, args: argparse.Namespace) -> None:
     """Train for `args.minutes` of wall time, saving every `args.save_minutes`."""
-    weights = np.array([spec.weight for spec in args.grid])
     start = saved = last = time.monotonic()
-    bar, step, smooth = tqdm(total=round(60 * args.minutes), unit="s", mininterval=20), 0, {}
-    while (elapsed := last - start) < 60 * args.minutes:
-        index = int(trainer.rng.choice(len(weights), p=weights / weights.sum()))
+    bar, smooth = tqdm(total=round(60 * args.minutes), unit="s", mininterval=20), {}
+    for step, batch in enumerate(load_batches(args.grid, args.seed, args.workers)):
+        elapsed, index = last - start, args.grid.index(batch.spec)
         factor = learning_rate_factor(elapsed / (60 * args.minutes), step, args.warmup, args.decay_from)
-        loss = trainer.step(args.grid[index], factor)
+        loss = trainer.step(batch, factor)
         smooth[index] = 0.95 * smooth.get(index, loss) + 0.05 * loss
-        now, step = time.monotonic(), step + 1
+        now = time.monotonic()
         trainer.seconds += now - last
         bar.update(now - last)
         losses = " ".join(f"{index}:{loss:.4f}" for index, loss in sorted(smooth.items()))
         bar.set_postfix_str(f"{losses} step {step}", refresh=False)
         last = now
+        if now - start > 60 * args.minutes:
+            break
         if now - saved > 60 * args.save_minutes:
             trainer.save(args.out)
             saved = now
@@ -132,6 +126,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action="store_true", help="only where the processor has bf16 arithmetic")
     parser.add_argument("--compile", action="store_true", help="torch.compile the block, one graph per grid")
+    parser.add_argument("--workers", type=int, default=1, help="processes that render clips")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(argv)
 

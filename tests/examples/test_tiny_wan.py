@@ -10,12 +10,23 @@ import torch
 from diffusers import AutoencoderKLWan, WanPipeline
 
 from examples.tiny_wan import fast
-from examples.tiny_wan.batches import GridSpec, sample_sigmas, sample_tokens
-from examples.tiny_wan.evaluate import held_out_scenes
-from examples.tiny_wan.judge import judge, score
-from examples.tiny_wan.latents import analytic_latents, positions, to_tokens
+from examples.tiny_wan.batches import GridSpec, load_batches, sample_sigmas, sample_tokens
+from examples.tiny_wan.evaluate import held_out_scenes, score
+from examples.tiny_wan.judge import hits, judge
+from examples.tiny_wan.latents import REFERENCE_GRID, analytic_latents, positions, to_tokens
 from examples.tiny_wan.model import build_transformer
-from examples.tiny_wan.scenes import COLOURS, Scene, combinations, frame_times, render, sample_scene
+from examples.tiny_wan.scenes import (
+    COLOURS,
+    MOTIONS,
+    WORDS,
+    Item,
+    Scene,
+    combinations,
+    frame_times,
+    render,
+    sample_scene,
+)
+from examples.tiny_wan.text import CLASSES, labels
 from examples.tiny_wan.vae import encode_mean, wired_vae
 
 ROOT = Path(__file__).parents[2]
@@ -32,32 +43,94 @@ def test_scenes_repeat_with_their_seed_and_stay_in_range():
 
 
 def test_every_grid_shows_the_same_world():
-    scene = Scene("red", "circle", "right", "blue", start=(0.3, 0.5), gradient=(0.2, 0.1))
+    item = Item("circle", "red", "right", start=(0.3, 0.5))
+    scene = Scene((item,), "blue", "striped", gradient=(0.2, 0.1), wave=(0.2, 2.0, 1.0, 0.3))
     fine, coarse = (render(scene, frame_times(5), side, side) for side in (64, 32))
     torch.testing.assert_close(torch.nn.functional.avg_pool2d(fine, 2), coarse, atol=0.25, rtol=0)
 
 
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_motions_move_as_they_say(motion):
+    item = Item("square", "red", motion, radius=0.15, start=(0.5, 0.5), travel=0.4)
+    x, y, radius, angle = (value.tolist() for value in item.at(torch.tensor([0.0, 0.25, 1.0])))
+    moved = {"left": (-0.4, 0), "right": (0.4, 0), "up": (0, -0.4), "down": (0, 0.4)}.get(motion, (0, 0))
+    assert (x[2] - x[0], y[2] - y[0]) == pytest.approx(moved, abs=1e-6)
+    assert y[1] == pytest.approx(0.5 + (-0.4 if motion == "bounce" else moved[1] / 4))
+    assert radius[2] / radius[0] == pytest.approx(1.4 / 0.6 if motion == "grow" else 1)
+    assert angle[2] == pytest.approx(math.pi if motion == "spin" else 0)
+
+
+def test_a_pan_shifts_background_and_objects_alike():
+    still = Item("circle", "red", "still", start=(0.5, 0.5))
+    scene = Scene((still,), "blue", "striped", pan="right", wave=(0.25, 2.0, 0.0, 0.0))
+    first, last = render(scene, torch.tensor([0.0, 1.0]), 40, 40)
+    torch.testing.assert_close(last[:, :, :-12], first[:, :, 12:], atol=1e-4, rtol=0)  # 0.3 of 40 pixels
+
+
 def test_objects_never_leave_the_frame():
     rng = np.random.default_rng(0)
-    for _ in range(40):
+    for _ in range(150):
         scene = sample_scene(rng)
-        clip = render(scene, torch.tensor([0.0, 1.0]), 64, 64)
-        colour = torch.tensor(COLOURS[scene.colour]).view(3, 1, 1)
-        object_here = (clip - colour).abs().amax(1) < 0.02
-        assert not (object_here[:, 0].any() or object_here[:, :, 0].any() or object_here[:, -1].any())
+        clip = render(scene, torch.linspace(0, 1, 5), 64, 64)
+        for item in scene.items:
+            here = (clip - torch.tensor(COLOURS[item.colour]).view(3, 1, 1)).abs().amax(1) < 0.02
+            rim = (here[:, 0], here[:, -1], here[:, :, 0], here[:, :, -1])
+            assert not any(edge.any() for edge in rim), scene
+
+
+def test_scenes_hold_one_object_or_two_that_differ_in_colour():
+    rng = np.random.default_rng(0)
+    scenes = [sample_scene(rng) for _ in range(200)]
+    assert {len(scene.items) for scene in scenes} == {1, 2}
+    for scene in scenes:
+        colours = [item.colour for item in scene.items] + [scene.background]
+        assert len(set(colours)) == len(colours)
+    assert all(len(sample_scene(rng, objects=2).items) == 2 for _ in range(5))
 
 
 def test_held_out_combinations_are_never_trained_on():
     held_out, trained = set(combinations(held_out=True)), set(combinations(held_out=False))
-    assert not held_out & trained and len(held_out) >= 100
+    assert not held_out & trained and len(held_out) >= 150
     rng = np.random.default_rng(0)
-    assert all(sample_scene(rng).attributes in trained for _ in range(300))
+    for _ in range(300):
+        scene = sample_scene(rng)
+        assert all((i.shape, i.colour, i.motion, scene.background) in trained for i in scene.items)
+    for scene in held_out_scenes(20, seed=0, objects=2):
+        assert all((i.shape, i.colour, i.motion, scene.background) in held_out for i in scene.items)
 
 
-def test_judge_reads_rendered_truth():
-    scenes = held_out_scenes(60, seed=5)
-    verdicts = [judge(render(scene, frame_times(9), 64, 64)) for scene in scenes]
-    assert score(verdicts, scenes)["all four"] >= 0.98
+def test_captions_use_known_words_and_the_labels_follow_them():
+    rng = np.random.default_rng(0)
+    for index in range(100):
+        scene = sample_scene(rng)
+        caption = scene.caption(index)
+        assert set(caption.replace(",", " ,").split()) <= set(WORDS), caption
+        said = [choices[i] for choices, i in zip(CLASSES, labels(scene), strict=True)]
+        assert [word for word in said[:1] + said[3:5] if word not in caption] == []
+        assert ("none" in said) == (len(scene.items) == 1)
+
+
+@pytest.mark.parametrize("objects", [1, 2])
+def test_judge_reads_rendered_truth(objects):
+    scenes = held_out_scenes(40, 5, objects)
+    assert score([render(scene, frame_times(9), 64, 64) for scene in scenes], scenes)["all"] >= 0.98
+
+
+def test_judge_sees_what_is_wrong():
+    truth = Scene((Item("circle", "red", "right", start=(0.3, 0.5)),), "blue")
+    shown = Scene((Item("square", "yellow", "left", start=(0.7, 0.5)),), "green")
+    wrong = hits(judge(render(shown, frame_times(9), 64, 64)), truth)
+    assert wrong == {"shape": 0, "colour": 0, "motion": 0, "background": 0, "count": 1, "all": 0}
+    empty = hits(judge(render(Scene((), "blue"), frame_times(9), 64, 64)), truth)
+    assert empty == {"shape": 0, "colour": 0, "motion": 0, "background": 1, "count": 0, "all": 0}
+
+
+def test_batches_repeat_with_their_seed():
+    specs = [GridSpec.parse("2x2x2:1:2"), GridSpec.parse("3x2x2:1:3")]
+    one, two = ([batch for _, batch in zip(range(3), load_batches(specs, 7, 0))] for _ in range(2))
+    for a, b in zip(one, two, strict=True):
+        assert (a.spec, a.captions) == (b.spec, b.captions) and torch.equal(a.tokens, b.tokens)
+    assert {batch.spec for batch in one} <= set(specs)
 
 
 def test_wired_encoder_is_the_analytic_pooling():
@@ -67,16 +140,16 @@ def test_wired_encoder_is_the_analytic_pooling():
 
 
 def test_reference_positions_are_the_models_own():
-    assert positions((9, 8, 8))[-1].tolist() == [8, 7, 7]
-    assert positions((9, 8, 8)).frac().abs().max() < 1e-5
-    assert positions((5, 4, 4))[0].tolist() == [0.0, 0.5, 0.5]
+    assert positions(REFERENCE_GRID)[-1].tolist() == [side - 1 for side in REFERENCE_GRID]
+    assert positions(REFERENCE_GRID).frac().abs().max() < 1e-5
+    assert positions((5, 8, 8))[0].tolist() == [0.0, 0.5, 0.5]
 
 
 def test_fast_forward_equals_the_stock_transformer():
     torch.manual_seed(0)
     model = build_transformer()
     torch.nn.init.normal_(model.proj_out.weight)
-    latents, timestep = torch.randn(2, 6, 3, 16, 16), torch.tensor([300.0, 900.0])
+    latents, timestep = torch.randn(2, 6, 3, 8, 8), torch.tensor([300.0, 900.0])
     words, mask = torch.randn(2, 5, 64), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
     padded = torch.nn.functional.pad(words * mask[..., None], (0, 0, 0, 507))
     grid = torch.meshgrid(torch.arange(3.0), torch.arange(4.0), torch.arange(4.0), indexing="ij")
