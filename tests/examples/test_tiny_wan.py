@@ -14,6 +14,7 @@ from examples.tiny_wan.batches import GridSpec, load_batches, sample_sigmas, sam
 from examples.tiny_wan.evaluate import held_out_scenes, score
 from examples.tiny_wan.judge import hits, judge
 from examples.tiny_wan.latents import REFERENCE_GRID, analytic_latents, positions, to_tokens
+from examples.tiny_wan.likeness import described_scene, likeness
 from examples.tiny_wan.model import build_transformer
 from examples.tiny_wan.scenes import (
     COLOURS,
@@ -123,6 +124,16 @@ def test_judge_sees_what_is_wrong():
     assert wrong == {"shape": 0, "colour": 0, "motion": 0, "background": 0, "count": 1, "all": 0}
     empty = hits(judge(render(Scene((), "blue"), frame_times(9), 64, 64)), truth)
     assert empty == {"shape": 0, "colour": 0, "motion": 0, "background": 1, "count": 0, "all": 0}
+
+
+def test_likeness_is_highest_for_what_the_caption_says():
+    scenes = held_out_scenes(12, seed=3)
+    captions = [scene.caption(index) for index, scene in enumerate(scenes)]
+    clips = torch.stack([render(described_scene(caption), frame_times(5), 32, 32) for caption in captions])
+    scores = torch.stack([likeness(clips / 2 + 0.5, [caption] * len(scenes)) for caption in captions])
+    assert scores.argmax(1).tolist() == list(range(len(scenes)))
+    with pytest.raises(ValueError, match="one object"):
+        described_scene(held_out_scenes(1, 3, objects=2)[0].caption())
 
 
 def test_batches_repeat_with_their_seed():
