@@ -6,8 +6,10 @@ import gc
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,7 +32,6 @@ from .sessions import Run
 logger = logging.get_logger(__name__)
 
 DENSE = "dense"
-THREAD = "diffattn-demo"
 
 
 def title(name: str) -> str:
@@ -97,8 +98,16 @@ class Worker:
         self.models = models or Models()
         self.device, self.dtype = place(device, dtype)
         self.limits = limits or Limits.of(torch.device(self.device).type)
-        self._lock = threading.Lock()
         self._loaded: tuple[str, Any] | None = None
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        # one thread for good: a new one for each run would leave memory of its own behind
+        threading.Thread(target=_serve, args=(self._jobs,), name="diffattn-demo", daemon=True).start()
+        weakref.finalize(self, self._jobs.put, None)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a run goes on or waits."""
+        return self._jobs.unfinished_tasks > 0
 
     def check(self, request: Request) -> Request:
         """The request, checked without loading anything.
@@ -117,7 +126,7 @@ class Worker:
             Stopped: why.
         """
         events: queue.SimpleQueue[Event | Exception] = queue.SimpleQueue()
-        threading.Thread(target=self._work, args=(request, run, events.put), name=THREAD, daemon=True).start()
+        self._jobs.put(partial(self._work, request, run, events.put))
         try:
             while True:
                 event = events.get()
@@ -131,8 +140,7 @@ class Worker:
 
     def _work(self, request: Request, run: Run, say: Callable[[Event | Exception], None]) -> None:
         try:
-            with self._lock:  # a cancelled run may still be in its last step
-                self._make_both(request, run, say)
+            self._make_both(request, run, say)
         except Stopped as stopped:
             say(stopped)
         except (CommandError, ValueError, TypeError, OSError, ImportError) as error:
@@ -179,6 +187,13 @@ class Worker:
             pipe.set_progress_bar_config(disable=True)
             self._loaded = folder, pipe
         return self._loaded[1]
+
+
+def _serve(jobs: queue.Queue) -> None:
+    while (work := jobs.get()) is not None:
+        work()
+        del work  # it holds the worker, and this thread is not to keep it alive
+        jobs.task_done()
 
 
 class _Clock:

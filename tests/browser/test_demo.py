@@ -1,7 +1,6 @@
 """The demo in Chromium, with real clicks; `SCREENSHOTS=docs/images` keeps pictures of the page."""
 
 import os
-import threading
 import time
 from pathlib import Path
 
@@ -14,7 +13,6 @@ if not os.path.exists(CHROMIUM):
     pytest.skip(f"the browser test needs {CHROMIUM}", allow_module_level=True)
 
 from diffattn.demo import Worker, build_demo, launch  # noqa: E402
-from diffattn.demo.worker import THREAD  # noqa: E402
 
 ARGS = [
     "--headless",
@@ -31,8 +29,13 @@ PATIENCE = 300_000 if os.environ.get("SCREENSHOTS") else 60_000  # milliseconds
 
 
 @pytest.fixture(scope="module")
-def url():
-    demo = build_demo(Worker(device="cpu"))
+def worker():
+    return Worker(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def url(worker):
+    demo = build_demo(worker)
     _, url, _ = launch(demo, prevent_thread_lock=True, quiet=True)
     yield url
     demo.close(verbose=False)
@@ -50,7 +53,7 @@ def browser(tmp_path_factory):
 
 
 @pytest.fixture
-def open_page(browser, url):
+def open_page(browser, url, worker):
     """Opens the page; at the end nothing must have been asked of another host, and nothing have gone wrong."""
     pages, elsewhere, errors = [], [], []
 
@@ -71,7 +74,7 @@ def open_page(browser, url):
     for page in pages:
         page.close()
     assert not elsewhere and not errors
-    assert wait_for(idle)
+    assert wait_for(lambda: not worker.busy)
 
 
 def wait_for(condition, seconds: float = 60) -> bool:
@@ -79,10 +82,6 @@ def wait_for(condition, seconds: float = 60) -> bool:
     while not condition() and time.monotonic() < end:
         time.sleep(0.05)
     return condition()
-
-
-def idle() -> bool:
-    return not any(thread.name == THREAD for thread in threading.enumerate())
 
 
 def fill(page, **values) -> None:
@@ -150,24 +149,24 @@ def test_a_prompt_becomes_two_videos_that_play_with_numbers_and_a_map(open_page)
     keep(page, "demo")
 
 
-def test_cancel_stops_the_work(open_page):
+def test_cancel_stops_the_work(open_page, worker):
     page = open_page()
     fill(page, steps=50)
     page.locator("#generate").click()
     page.get_by_text("Dense: step 1 of 50").wait_for()
     page.locator("#cancel").click()
     page.get_by_text("Cancelled.").wait_for()
-    assert wait_for(idle, 20)
+    assert wait_for(lambda: not worker.busy, 20)
     assert page.locator("#generate").is_enabled() and page.locator("#cancel").is_disabled()
 
 
-def test_closing_the_tab_stops_the_work(open_page):
+def test_closing_the_tab_stops_the_work(open_page, worker):
     page = open_page()
     fill(page, steps=50)
     page.locator("#generate").click()
     page.get_by_text("Dense: step 1 of 50").wait_for()
     page.close()
-    assert wait_for(idle, 20)
+    assert wait_for(lambda: not worker.busy, 20)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import os
 import re
 import tempfile
-import threading
 import time
 from dataclasses import astuple, replace
 
@@ -18,7 +17,7 @@ from gradio_client.exceptions import AppError
 
 from diffattn.demo import Limits, Request, Worker, build_demo, launch
 from diffattn.demo.sessions import KEPT, Run, Sessions
-from diffattn.demo.worker import THREAD, Compared, Failed, Made, Progress, Stopped
+from diffattn.demo.worker import Compared, Failed, Made, Progress, Stopped
 
 SMALL = Request("a red circle", density=0.3, dense_start=0, steps=2, width=64, height=64, frames=5)
 LONG = replace(SMALL, steps=50, width=128, height=128)
@@ -51,8 +50,8 @@ def wait_for(condition, seconds: float = 60) -> bool:
     return condition()
 
 
-def idle() -> bool:
-    return not any(thread.name == THREAD for thread in threading.enumerate())
+def idle(worker) -> bool:
+    return wait_for(lambda: not worker.busy)
 
 
 def ours(folder) -> list[str]:
@@ -78,14 +77,14 @@ def test_stop_ends_a_run_at_its_next_step(worker, run):
             seen.append(event)
             if isinstance(event, Progress) and event.step == 1:
                 run.stop.set()
-    assert max(event.step for event in seen) <= 2 and wait_for(idle)
+    assert max(event.step for event in seen) <= 2 and idle(worker)
 
 
 def test_an_iterator_that_is_dropped_ends_its_run(worker, run):
     events = worker.run(worker.check(LONG), run)
     next(event for event in events if event.step == 1)
     events.close()
-    assert run.stop.is_set() and wait_for(idle)
+    assert run.stop.is_set() and idle(worker)
 
 
 def test_what_takes_too_long_is_stopped(run):
@@ -140,12 +139,12 @@ def test_two_users_at_once_get_their_own_results_and_leave_no_files(tmp_path, wo
     demo.close(verbose=False)
 
 
-def test_an_api_user_who_cancels_stops_the_work(url):
+def test_an_api_user_who_cancels_stops_the_work(url, worker):
     client = Client(url, verbose=False)
     job = client.submit(*astuple(LONG), api_name="/generate")
     assert wait_for(lambda: "step 1 of" in str(job.outputs()[-1:]))
     job.cancel()
-    assert wait_for(idle, 10)
+    assert idle(worker)
     client.close()
 
 
