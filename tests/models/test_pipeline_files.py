@@ -17,7 +17,7 @@ from .pipeline_builders import PIPELINES
 
 ROOT = Path(__file__).parents[2]
 SCHEDULE = diffattn.Schedule(dense_start=1, dense_layers=0)
-CONFIG = diffattn.RadialConfig(density=0.5)
+CONFIG = diffattn.NeighborhoodConfig(density=0.2)
 
 
 @dataclass(frozen=True)
