@@ -12,9 +12,9 @@ import typer
 from ..config import config
 from ..recall import Recall, attention_recall
 from .errors import CommandError, user_errors
-from .generate import TINY_DEFAULTS
 from .load import TINY, load_pipeline
 from .output import check_png
+from .settings import TINY_DEFAULTS
 
 PROMPT = "a red circle moves right over a blue background"
 

