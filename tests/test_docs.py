@@ -152,8 +152,7 @@ def test_the_notebook_runs(tmp_path):
     sizes = next(cell for cell in notebook.cells if "steps, frames = 20, 33" in cell.source)
     sizes.source = sizes.source.replace("steps, frames = 20, 33", "steps, frames = 1, 5")
     assert not any(cell.get("outputs") for cell in notebook.cells), "commit the notebook without its outputs"
-    nbclient.NotebookClient(
-        notebook, timeout=300, startup_timeout=300, resources={"metadata": {"path": str(tmp_path)}}
-    ).execute()
+    resources = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=300, startup_timeout=300, resources=resources).execute()
     printed = "".join(out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", []))
     assert "PSNR" in printed and "density" in printed
