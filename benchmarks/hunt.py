@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def measure(pipe: Any, objective: Objective, args: argparse.Namespace) -> list[R
     rows = [Row("unguided", "", held_out_scores(pipe, objective, [], args))]
     rows.append(random_heads(pipe, objective, args))
     for name, how in SEARCHES.items():
-        folder = args.resume and args.resume / f"{objective.name}-{name.replace(' ', '-')}"
+        folder = args.resume and args.resume / re.sub(r"\W+", "-", f"{objective.name} {name}").strip("-")
         found = diffattn.hunt(
             pipe,
             objective,

@@ -85,7 +85,7 @@ def scaled_scores(query: Tensor, key: Tensor, added: Tensor | None, scale: float
     """`scale * query @ key.mT + added`, the sum made within the product."""
     if added is None:
         return torch.bmm(query * scale, key.mT)
-    return torch.baddbmm(added, query, key.mT, alpha=scale)
+    return torch.baddbmm(added.to(query.dtype), query, key.mT, alpha=scale)
 
 
 def _public(query, key, value, mask, scale):

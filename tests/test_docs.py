@@ -16,8 +16,8 @@ from diffattn.config import METHODS
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-PENDING = {"methods.md", "models.md", "guidance.md", "composition.md", "demo.md", "kernels.md", "performance.md"}
-UNMARKED = {ROOT / "README.md", *(DOCS / page for page in PENDING)}  # whose unmarked blocks are only resolved
+GUIDES = ("methods.md", "models.md", "guidance.md", "composition.md", "demo.md", "kernels.md", "performance.md")
+UNMARKED = {DOCS / page for page in GUIDES}  # whose unmarked blocks are only resolved
 
 
 @pytest.fixture
@@ -135,9 +135,6 @@ def test_the_site_builds_without_a_warning(tmp_path):
     for name in ("docs", "diffattn", "kernels", "pipelines"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
     shutil.copy(ROOT / "mkdocs.yml", source)
-    for page in PENDING:
-        if not (DOCS / page).exists():
-            (source / "docs" / page).write_text(f"# {page}\n")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
