@@ -159,7 +159,9 @@ class Perturber:
 
     def _local(self, name: str, call: AttentionCall) -> Tensor:
         """What sparse attention gives, as a weak version of the dense one."""
-        placement = "no token grid" if self._runtime.video is None else self._runtime.place(call.query.shape[1])
+        runtime = self._runtime
+        known = runtime.video is not None
+        placement = runtime.place(call.query.shape[1], runtime.video, runtime.before) if known else "no token grid"
         if isinstance(placement, str):
             raise NotImplementedError(f"target='local' cannot run in {name}: {placement}")
         layer = Layer(name, list(self.model.layers).index(name), dense=False)
