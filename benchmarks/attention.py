@@ -40,10 +40,10 @@ SCALING = {
 SECONDS = {"cpu": 45.0, "cuda": 5.0}  # for all rounds of one shape
 
 
+@torch.no_grad()
 def main(argv: list[str] | None = None) -> int:
     """Measure, print, and write the report."""
     options = _options(argv)
-    torch.set_grad_enabled(False)
     jobs = list(_jobs(options))
     rows, wrong = [], []
     with tqdm(total=len(jobs), disable=options.json, file=sys.stderr) as progress:

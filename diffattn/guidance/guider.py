@@ -32,9 +32,11 @@ class HeadPerturbationGuidance(BaseGuidance):
     The formula is the same whether classifier-free guidance is on or not, and the same as that of [`guide`].
 
     Args:
-        heads, layers, skip_blocks, scale, strength, target, rows, apply_to, start, stop, rescale, schedule,
-        schedule_by (*optional*): as in [`guide`]; one of the first three is needed. `start` and `stop` are those of
-            the perturbed term. A schedule by `"sigma"` takes the timestep over 1000, as in flow matching.
+        heads, layers, skip_blocks (*optional*): as in [`guide`]; one of the three is needed.
+        scale, strength, target, rows, apply_to, rescale (*optional*): as in [`guide`].
+        start, stop (`float`, *optional*): as in [`guide`], of the perturbed term.
+        schedule, schedule_by (*optional*): as in [`guide`]; `"sigma"` takes the timestep over 1000, as in flow
+            matching.
         guidance_scale (`float`, *optional*, defaults to 5.0): g; 1 is no classifier-free guidance, and then the
             negative prompt is not used.
         enabled (`bool`, *optional*, defaults to `True`): whether there is any guidance.

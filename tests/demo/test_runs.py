@@ -66,7 +66,7 @@ def test_a_run_tells_its_steps_and_gives_two_videos_numbers_and_a_map(worker, ru
     dense, sparse = (event for event in events if isinstance(event, Made))
     assert iio.imread(dense.path).shape == iio.imread(sparse.path).shape == (5, 64, 64, 3)
     assert dense.trial.density == 1 > sparse.trial.density and dense.step_seconds > 0
-    assert isinstance(events[-1], Compared) and events[-1].tokens == 2 * 4 * 4
+    assert isinstance(events[-1], Compared) and events[-1].tokens == 2 * 8 * 8
     assert 10 < events[-1].comparison.mean["psnr"] and events[-1].picture.read_bytes().startswith(b"\x89PNG")
 
 
