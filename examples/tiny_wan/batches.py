@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from examples.tiny_wan.latents import PATCH, analytic_latents, normalise, positions, to_tokens
 from examples.tiny_wan.model import SHIFT
-from examples.tiny_wan.scenes import Scene, frame_times, render, sample_scene
+from examples.tiny_wan.scenes import Scene, frame_times, nearness, render, sample_scene
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,11 @@ def sample_sigmas(rng: np.random.Generator, count: int) -> Tensor:
     return torch.where(kind < 0.7, shifted, 0.85 + 0.15 * strata).float()
 
 
-def sample_tokens(scenes: list[Scene], spec: GridSpec, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Clean tokens (B, N, 96) of rendered scenes and their positions (N, 3); only the kept frames are rendered."""
+def sample_tokens(scenes: list[Scene], spec: GridSpec, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Clean tokens (B, N, C) of rendered scenes, how near they are to an object (B, N), and their positions (N, 3).
+
+    Only the kept frames are rendered.
+    """
     frames, height, width = spec.grid
     kept = torch.from_numpy(np.sort(rng.permutation(frames)[: spec.frames]))
     later = kept[kept > 0]
@@ -54,17 +57,23 @@ def sample_tokens(scenes: list[Scene], spec: GridSpec, rng: np.random.Generator)
     times = frame_times(4 * (frames - 1) + 1)[index]
     video = torch.stack([render(scene, times, 4 * PATCH * height, 4 * PATCH * width) for scene in scenes])
     latents = normalise(analytic_latents(video))[:, :, len(later) - len(kept) + 1 :]
+    near = torch.stack([nearness(scene, times, height, width) for scene in scenes])
+    near = torch.cat([near[:, :1], near[:, 1:].unflatten(1, (-1, 4)).mean(2)], 1)[:, len(later) - len(kept) + 1 :]
     places = positions(spec.grid).unflatten(0, (frames, -1))[kept].flatten(0, 1)
-    return to_tokens(latents), places
+    return to_tokens(latents), near.flatten(1), places
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Clean `tokens` (B, N, C) at `places` (N, 3), their captions and noise levels `sigma` (B,)."""
+    """Clean `tokens` (B, N, C) at `places` (N, 3), their captions and noise levels `sigma` (B,).
+
+    `near` (B, N) is 1 around the objects and 0 elsewhere.
+    """
 
     spec: GridSpec
     captions: list[str]
     tokens: Tensor
+    near: Tensor
     places: Tensor
     sigma: Tensor
 

@@ -8,7 +8,7 @@ import itertools
 import math
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -239,6 +239,15 @@ def cover(item: Item, time: Tensor, x: Tensor, y: Tensor, side: int, pan: str = 
     dx, dy = x - cx, y - cy
     turned = (dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin())
     return (0.5 - side * outline_distance(item.shape, *turned, radius)).clamp(0, 1)
+
+
+def nearness(scene: Scene, times: Tensor, height: int, width: int) -> Tensor:
+    """(T, height, width): 1 around the objects, whatever their shape, 0 elsewhere."""
+    x = ((torch.arange(width) + 0.5) / width).view(1, 1, -1)
+    y = ((torch.arange(height) + 0.5) / height).view(1, -1, 1)
+    time = times.view(-1, 1, 1)
+    discs = (replace(item, shape="circle", radius=1.5 * item.radius) for item in scene.items)
+    return torch.stack([cover(disc, time, x, y, min(height, width), scene.pan) for disc in discs]).amax(0)
 
 
 def render(scene: Scene, times: Tensor, height: int, width: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from examples.tiny_wan.scenes import (
     Scene,
     combinations,
     frame_times,
+    nearness,
     render,
     sample_scene,
 )
@@ -173,11 +175,24 @@ def test_fast_forward_equals_the_stock_transformer():
 
 def test_kept_frames_equal_the_full_grids():
     scenes = [sample_scene(np.random.default_rng(1))]
-    full, places = sample_tokens(scenes, GridSpec.parse("5x4x4:1:1"), np.random.default_rng(0))
+    full, near, places = sample_tokens(scenes, GridSpec.parse("5x4x4:1:1"), np.random.default_rng(0))
     for seed in range(4):
-        part, where = sample_tokens(scenes, GridSpec.parse("5x4x4/2:1:1"), np.random.default_rng(seed))
+        part, close, where = sample_tokens(scenes, GridSpec.parse("5x4x4/2:1:1"), np.random.default_rng(seed))
         rows = (places[:, None] == where).all(-1).float().argmax(0)
         torch.testing.assert_close(part, full[:, rows])
+        torch.testing.assert_close(close, near[:, rows])
+
+
+def test_nearness_covers_every_object_of_any_shape():
+    rng, times = np.random.default_rng(2), frame_times(9)
+    for _ in range(20):
+        scene = sample_scene(rng)
+        near = nearness(scene, times, 32, 32)
+        bare = replace(scene, items=tuple(replace(item, colour="white") for item in scene.items), background="black",
+                       texture="plain", gradient=(0.0, 0.0), wave=(0.0, 0.0, 0.0, 0.0))  # fmt: skip
+        inside = render(bare, times, 32, 32)[:, 0] > 0
+        assert (near[inside] > 0.45).all()
+        assert 0.02 < near.mean() < 0.6
 
 
 def test_sigmas_cover_the_range():
