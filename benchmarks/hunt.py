@@ -47,12 +47,12 @@ class Row:
 
 
 def training_captions(count: int) -> list[str]:
-    """Captions of combinations that training shows, drawn with a fixed seed."""
+    """Captions of one object, of combinations that training shows, drawn with a fixed seed."""
     import numpy as np
 
     rng = np.random.default_rng(5)
     pool = list(combinations(held_out=False))
-    return [sample_scene(rng, pool[i]).caption(n) for n, i in enumerate(rng.permutation(len(pool))[:count])]
+    return [sample_scene(rng, pool[i], objects=1).caption(n) for n, i in enumerate(rng.permutation(len(pool))[:count])]
 
 
 def held_out_captions(count: int) -> list[str]:

@@ -346,3 +346,27 @@ def test_compiled_blocks_serve_any_heads_with_the_same_graphs():
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert graphs[0] == graphs[1] and not torch._dynamo.utils.counters["graph_break"]
     torch._dynamo.reset()
+
+
+def test_the_summary_tells_of_guidance_in_one_line_and_of_none_in_none():
+    pipe = wan.text_to_video()
+    plain = str(diffattn.summary(pipe))
+    diffattn.guide(pipe, [(1, 0), (2, 1)], scale=2.0)
+    wan.run(pipe, 2)
+    line, rest = str(diffattn.summary(pipe)).split("\n")
+    assert line == (
+        "guidance  scale 2, heads 1:0 2:1, replays blocks 1 to 2, identity; 2 perturbed passes at the cost of 1.3"
+    )
+    assert rest == f"{plain}, attention is dense"
+    diffattn.enable(pipe, "radial")
+    assert line in str(diffattn.summary(pipe)).split("\n")
+    assert diffattn.summary(pipe).to_dict()["guidance"][0]["phases"][0]["first_block"] == 1
+    diffattn.guide(pipe, skip_blocks=[1], apply_to="uncond")
+    said = "negative pass, skips blocks.1, identity; no pass added"
+    assert f"guidance  {said}" in str(diffattn.summary(pipe))
+    diffattn.guide(pipe, [(1, 0)], schedule={0.0: 1.0, 0.5: 3.0}, share_prefix=False)
+    said = "scale 1, heads 1:0, replays blocks 0 to 2; then scale 3, heads 1:0, replays blocks 0 to 2, identity; 0"
+    assert f"guidance  {said}" in str(diffattn.summary(pipe))
+    diffattn.unguide(pipe)
+    diffattn.disable(pipe)
+    assert str(diffattn.summary(pipe)) == plain and "guidance" not in diffattn.summary(pipe).to_dict()
