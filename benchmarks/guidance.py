@@ -14,8 +14,8 @@ import diffattn
 from diffattn.guidance.engine import Perturber
 from diffattn.guidance.heads import HeadSet, resolve_heads
 
-from .tiny import CALL, PROMPTS, load, run
 from .timing import Time, in_turns
+from .tiny import CALL, PROMPTS, load, run
 
 WANTED = 1.45  # of unguided classifier-free guidance
 SCALE = 2.0
@@ -93,8 +93,9 @@ def write(times: dict[str, Time], cost: tuple[float, float], args: argparse.Name
     lines += [
         "",
         f"- At most {WANTED} of unguided, where a whole third pass would be 1.5: {met}",
-        f"- Operations: the perturbed pass is predicted to be 1 - (l0 + attention share) / L = {cost[0]:.3f} of a pass "
-        f"and counts {cost[1]:.3f}; with the two passes there are, a ratio of {1 + cost[0] / 2:.2f} for denoising. "
+        "- Operations: the perturbed pass is predicted to be 1 - (l0 + attention share) / L = "
+        f"{cost[0]:.3f} of a pass and counts {cost[1]:.3f}; "
+        f"with the two passes there are, a ratio of {1 + cost[0] / 2:.2f} for denoising. "
         "Decoding is the same for both.",
     ]
     return "\n".join(lines) + "\n"
