@@ -13,7 +13,7 @@ import diffattn
 from diffattn import HeadSet
 
 from .hunt import HEADS, held_out_captions
-from .tiny import load, run
+from .tiny import CALL, load, run
 
 OUT = Path(__file__).parents[1] / "docs" / "images" / "guidance.png"
 # The preset of SD3 medium carried over by relative depth: nothing that was searched for.
@@ -22,11 +22,12 @@ SEED = 40
 FRAMES = (0, 16, 32)
 
 
-def clips(pipe: Any, prompts: tuple[str, ...], steps: int, **guidance: Any) -> Tensor:
-    """Clips `(N, 33, 3, 128, 128)` in [0, 1]; without guidance where none is given."""
+def clips(pipe: Any, prompts: tuple[str, ...], steps: int, cfg: float = 1.0, **guidance: Any) -> Tensor:
+    """Clips `(N, 33, 3, 128, 128)` in [0, 1]; without guidance by heads where none is given."""
     if guidance:
         diffattn.guide(pipe, **guidance)
-    made = [run(pipe, (prompt,), SEED + n, num_inference_steps=steps)[0] for n, prompt in enumerate(prompts)]
+    options = {"num_inference_steps": steps, "guidance_scale": cfg}
+    made = [run(pipe, (prompt,), SEED + n, **options)[0] for n, prompt in enumerate(prompts)]
     diffattn.unguide(pipe)
     return torch.stack(made)
 
@@ -37,7 +38,7 @@ def draw(path: Path, columns: dict[str, Tensor], prompts: tuple[str, ...]) -> No
         from matplotlib.figure import Figure
     except ImportError as error:
         raise SystemExit('the picture needs matplotlib: pip install "diffattn[viz]"') from error
-    figure = Figure(figsize=(4.2 * len(columns), 1.72 * len(prompts) + 0.3), dpi=100, layout="constrained")
+    figure = Figure(figsize=(3.6 * len(columns), 1.52 * len(prompts) + 0.3), dpi=100, layout="constrained")
     axes = figure.subplots(len(prompts), len(columns), squeeze=False)
     for column, (title, made) in enumerate(columns.items()):
         axes[0, column].set_title(title, fontsize=11)
@@ -72,6 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         "unguided": clips(pipe, prompts, args.steps),
         f"heads found: {named}, w = {heads.guidance.scale:g}": clips(pipe, prompts, args.steps, heads=heads),
         layer: clips(pipe, prompts, args.steps, **LAYER),
+        "classifier-free guidance 3": clips(pipe, prompts, args.steps, CALL["guidance_scale"]),
     }
     draw(args.out, columns, prompts)
 

@@ -143,7 +143,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--strength", type=float, default=1.0, help="u")
     parser.add_argument("--size", type=int, default=64, choices=(32, 64, 128), help="of the grids of training")
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--guidance-scale", type=float, default=3.0, help="classifier-free guidance, 1 is none")
+    parser.add_argument("--guidance-scale", type=float, default=1.0, help="classifier-free guidance, 1 is none")
     parser.add_argument("--check", type=int, default=10, help="held-out captions at 128x128, 0 for none")
     parser.add_argument("--check-steps", type=int, default=10)
     parser.add_argument("--resume", type=Path, help="folder for the logs and reports of the searches")
