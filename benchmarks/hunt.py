@@ -135,7 +135,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=["likeness"])
     parser.add_argument("--prompts", type=int, default=6)
-    parser.add_argument("--held-out", type=int, default=32)
+    parser.add_argument("--held-out", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--top-k", type=int, default=2)
     parser.add_argument("--keep", type=float, default=0.2, help="share of the heads the screen keeps")
