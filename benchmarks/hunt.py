@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import random
 import re
+import shutil
+import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,44 +17,38 @@ import torch
 
 import diffattn
 from diffattn import HeadSet
-from diffattn.cli.load import load_pipeline
 from diffattn.guidance.model import map_model
-from diffattn.hunting import Objective, Sharpness
+from diffattn.hunting import Objective
+from diffattn.hunting.objectives import sharpness
 from diffattn.hunting.prompts import make_pairs
 from diffattn.hunting.runner import Runner
 from examples.tiny_wan.evaluate import held_out_scenes
 from examples.tiny_wan.likeness import likeness
 from examples.tiny_wan.scenes import combinations, sample_scene
 
-OBJECTIVES = {"sharpness": Sharpness(), "likeness": Objective(likeness, "likeness")}
-EXHAUSTIVE, SCREENED = "exhaustive (HeadHunter)", "gradient screen, exact on the shortlist"
+from .coarse import load_for_any_grid, of_pictures
+from .hunt_report import EXHAUSTIVE, SCREENED, Row, check_line, table, verdict, write
+
+OBJECTIVES = {"likeness": of_pictures(likeness, "likeness"), "sharpness": of_pictures(sharpness, "sharpness")}
 SEARCHES = {
     EXHAUSTIVE: {"screen": None, "halving": False},
     "halving": {"screen": None, "halving": True},
     SCREENED: {"screen": "gradient", "halving": False},
     "gradient screen, halving": {"screen": "gradient", "halving": True},
 }
-RANDOM_SETS = 3
-
-
-@dataclass(frozen=True)
-class Row:
-    """A way to choose heads, and the held-out scores of the clips they guide."""
-
-    name: str
-    heads: str
-    scores: torch.Tensor
-    clips: int = 0
-    passes: float = 0.0
+RANDOM_SETS = 2
+HEADS = Path(diffattn.tiny_wan()) / "headset.json"
+HEAD_MAP = Path(__file__).parents[1] / "docs" / "images" / "head-map.png"
+NOTE = "found by diffattn.hunt: python -m benchmarks.hunt --publish"
 
 
 def training_captions(count: int) -> list[str]:
-    """Captions of combinations that training shows, drawn with a fixed seed."""
+    """Captions of one object, of combinations that training shows, drawn with a fixed seed."""
     import numpy as np
 
     rng = np.random.default_rng(5)
     pool = list(combinations(held_out=False))
-    return [sample_scene(rng, pool[i]).caption(n) for n, i in enumerate(rng.permutation(len(pool))[:count])]
+    return [sample_scene(rng, pool[i], objects=1).caption(n) for n, i in enumerate(rng.permutation(len(pool))[:count])]
 
 
 def held_out_captions(count: int) -> list[str]:
@@ -72,7 +68,7 @@ def held_out_scores(pipe: Any, objective: Objective, heads: Sequence, args: argp
 
 def call(args: argparse.Namespace) -> dict:
     """Arguments of the pipeline."""
-    size = {"height": args.size, "width": args.size, "num_frames": args.frames}
+    size = {"height": args.size, "width": args.size, "num_frames": 33, "output_type": "latent"}
     return {**size, "num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}
 
 
@@ -81,14 +77,15 @@ def names(heads: HeadSet) -> list[str]:
     return [f"{head.layer}:{head.head}" for head in heads]
 
 
-def measure(pipe: Any, objective: Objective, args: argparse.Namespace) -> list[Row]:
+def measure(
+    pipe: Any, objective: Objective, args: argparse.Namespace, folder: Path
+) -> tuple[list[Row], dict[str, HeadSet]]:
     """Every search, with no heads and random ones beside them, on the same held-out prompts and noise."""
-    captions = training_captions(args.prompts)
+    captions, sets = training_captions(args.prompts), {}
     rows = [Row("unguided", "", held_out_scores(pipe, objective, [], args))]
     rows.append(random_heads(pipe, objective, args))
     for name, how in SEARCHES.items():
-        folder = args.resume and args.resume / re.sub(r"\W+", "-", f"{objective.name} {name}").strip("-")
-        found = diffattn.hunt(
+        found = sets[name] = diffattn.hunt(
             pipe,
             objective,
             captions,
@@ -97,14 +94,19 @@ def measure(pipe: Any, objective: Objective, args: argparse.Namespace) -> list[R
             keep=args.keep,
             scale=args.scale,
             strength=args.strength,
-            resume=folder,
+            resume=folder_of(folder, objective, name),
             **how,
             **call(args),
         )
         scores = held_out_scores(pipe, objective, names(found), args)
         short = ", ".join(name.replace("blocks.", "").replace(".attn1", "") for name in names(found))
         rows.append(Row(name, short, scores, found.search["clips"], found.search["passes"]))
-    return rows
+    return rows, sets
+
+
+def folder_of(folder: Path, objective: Objective, search: str) -> Path:
+    """Where the log and the report of a search are."""
+    return folder / re.sub(r"\W+", "-", f"{objective.name} {search}").strip("-")
 
 
 def random_heads(pipe: Any, objective: Objective, args: argparse.Namespace) -> Row:
@@ -116,88 +118,59 @@ def random_heads(pipe: Any, objective: Objective, args: argparse.Namespace) -> R
     return Row(f"random heads, mean of {RANDOM_SETS} sets", "", scores.mean(0))
 
 
-def gain(row: Row, rows: list[Row]) -> tuple[float, float]:
-    """Mean gain over unguided, and its standard error, paired by prompt."""
-    difference = row.scores - rows[0].scores
-    return float(difference.mean()), float(difference.std() / len(difference) ** 0.5)
+def check(pipe: Any, objective: Objective, heads: HeadSet, args: argparse.Namespace) -> list[Row]:
+    """Unguided and guided where the model is used: the full size, more steps."""
+    full = argparse.Namespace(**{**vars(args), "size": 128, "steps": args.check_steps, "held_out": args.check})
+    return [Row("", "", held_out_scores(pipe, objective, chosen, full)) for chosen in ([], names(heads))]
 
 
-def table(rows: list[Row]) -> list[str]:
-    """A Markdown table."""
-    full = next(row for row in rows if row.name == EXHAUSTIVE)
-    best = gain(full, rows)[0]
-    lines = ["| heads | held-out score | gain (standard error) | of the exhaustive gain | passes | of exhaustive |"]
-    lines += ["|---|---|---|---|---|---|"]
-    for row in rows:
-        mean, error = gain(row, rows)
-        shown = [f"{float(row.scores.mean()):.4f}", f"{mean:+.4f} ({error:.4f})", f"{mean / best:.0%}"]
-        shown += [f"{row.passes:,.0f}", f"{row.passes / full.passes:.0%}"] if row.passes else ["", ""]
-        lines.append(f"| {row.name}{f': {row.heads}' if row.heads else ''} | {' | '.join(shown)} |")
-    return lines
-
-
-def verdict(rows: list[Row]) -> list[str]:
-    """What was to be shown, and whether it was."""
-    by_name = {row.name: row for row in rows}
-    full, fast = by_name[EXHAUSTIVE], by_name[SCREENED]
-    errors = [mean / error for mean, error in (gain(row, rows) for row in (full, fast))]
-    reached = float(fast.scores.mean() / full.scores.mean())
-    share = fast.passes / full.passes
-    return [
-        f"- heads found improve held-out prompts by more than two standard errors: {_yes(min(errors) > 2)} "
-        f"({errors[0]:.1f} exhaustive, {errors[1]:.1f} screened)",
-        f"- gradient screen and exact shortlist: {reached:.1%} of the exhaustive search's held-out score at "
-        f"{share:.0%} of its passes (wanted: 95 % at 40 %): {_yes(reached >= 0.95 and share <= 0.4)}",
-    ]
-
-
-def _yes(shown: bool) -> str:
-    return "yes" if shown else "**no**"
-
-
-def write(sections: dict[str, list[Row]], args: argparse.Namespace, seconds: float) -> str:
-    """The whole page."""
-    lines = ["# Search for heads on the embedded model", ""]
-    lines += [
-        f"`python -m benchmarks.hunt`, {args.size}x{args.size}x{args.frames}, {args.steps} steps, classifier-free "
-        f"guidance {args.guidance_scale:g}, w = {args.scale:g}, u = {args.strength:g}. Searched on {args.prompts} "
-        f"captions of training, {args.rounds} rounds of {args.top_k} heads, the screen keeps {args.keep:g} of the "
-        f"heads; scored on {args.held_out} captions that training never shows, with other noise. Gains are paired by "
-        "caption. A pass is one sample through all blocks; a backward pass counts as two. "
-        f"{seconds / 60:.0f} minutes on {torch.get_num_threads()} threads of a CPU.",
-    ]
-    for name, rows in sections.items():
-        lines += ["", f"## Objective: {name}", "", *table(rows), "", *verdict(rows)]
-    return "\n".join(lines) + "\n"
+def publish(heads: HeadSet, folder: Path) -> None:
+    """Put the head set beside the weights, and the map of the exhaustive search into the documentation."""
+    replace(heads, search={"note": NOTE, **heads.search}).save(HEADS)
+    shutil.copy(folder / "heads.png", HEAD_MAP)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
+    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=["likeness"])
     parser.add_argument("--prompts", type=int, default=6)
-    parser.add_argument("--held-out", type=int, default=24)
+    parser.add_argument("--held-out", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--top-k", type=int, default=2)
     parser.add_argument("--keep", type=float, default=0.2, help="share of the heads the screen keeps")
     parser.add_argument("--scale", type=float, default=1.0, help="w")
     parser.add_argument("--strength", type=float, default=1.0, help="u")
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--frames", type=int, default=17)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--size", type=int, default=64, choices=(32, 64, 128), help="of the grids of training")
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="classifier-free guidance, 1 is none")
+    parser.add_argument("--check", type=int, default=10, help="held-out captions at 128x128, 0 for none")
+    parser.add_argument("--check-steps", type=int, default=10)
     parser.add_argument("--resume", type=Path, help="folder for the logs and reports of the searches")
+    parser.add_argument("--publish", action="store_true", help=f"save the first objective's heads to {HEADS.name}")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/hunt.md"))
     return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace, folder: Path) -> str:
+    """Search and score; the page."""
+    start = time.monotonic()
+    pipe, sections = load_for_any_grid(), {}
+    for name in args.objectives:
+        rows, sets = measure(pipe, OBJECTIVES[name], args, folder)
+        sections[name] = [*table(rows), "", *verdict(rows)]
+        if args.check:
+            sections[name].append(check_line(check(pipe, OBJECTIVES[name], sets[SCREENED], args), args))
+        if args.publish and name == args.objectives[0]:
+            publish(sets[SCREENED], folder_of(folder, OBJECTIVES[name], EXHAUSTIVE))
+    return write(sections, args, time.monotonic() - start)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Search, score and write the table."""
     args = parse_args(argv)
-    start = time.monotonic()
-    pipe = load_pipeline("tiny", "cpu", "float32")
-    sections = {name: measure(pipe, OBJECTIVES[name], args) for name in args.objectives}
-    page = write(sections, args, time.monotonic() - start)
+    with tempfile.TemporaryDirectory() as scratch:
+        page = run(args, args.resume or Path(scratch))
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(page, encoding="utf-8")
     print(page)

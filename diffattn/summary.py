@@ -6,12 +6,14 @@ import importlib.metadata
 import json
 import platform
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from .apply import find_transformers
+from .guidance.describe import describe_guidance, guidance_line
+from .guidance.hook import find_guidance
 from .hook import find_hook
 from .kernels.attend import choose_impl
 from .layer import Layer
@@ -43,6 +45,7 @@ class Summary:
     models: list[ModelSummary]
     runtime: Runtime | None
     device: torch.device
+    guidance: list[dict] = field(default_factory=list)
 
     @property
     def density(self) -> float | None:
@@ -57,8 +60,9 @@ class Summary:
 
     def to_dict(self) -> dict:
         """JSON-ready values."""
+        guided = {"guidance": self.guidance} if self.guidance else {}
         if self.runtime is None:
-            return {"enabled": False, "versions": versions()}
+            return {"enabled": False, **guided, "versions": versions()}
         dense = sum((layer.dense_calls for layer in self._layers()), Counter())
         return {
             "enabled": True,
@@ -72,12 +76,14 @@ class Summary:
             "dense_calls": dict(dense),
             "density": self.density,
             "attention_computed": self.attention_computed,
+            **guided,
             "versions": versions(),
         }
 
     def __str__(self) -> str:
+        guided = [f"guidance  {guidance_line(about)}" for about in self.guidance]
         if self.runtime is None:
-            return "diffattn is not enabled"
+            return "\n".join([*guided, f"diffattn is not enabled{', attention is dense' if guided else ''}"])
         values = self.to_dict()
         options = {name: value for name, value in values["config"].items() if name != "method" and value is not None}
         lines = [
@@ -86,6 +92,7 @@ class Summary:
             f"impl      {self._impl()[0]} ({self._impl()[1]})",
             f"grid      {values['grid'] or 'not run yet'}, {values['tokens'] or 'unknown'} tokens",
             f"density   {_percent(self.density)} in sparse calls, {_percent(self.attention_computed)} over all calls",
+            *guided,
             *map(str, self.models),
             "versions  " + ", ".join(f"{name} {version}" for name, version in values["versions"].items()),
         ]
@@ -99,10 +106,10 @@ class Summary:
 
 
 def summary(pipe: Any) -> Summary:
-    """Method, grid, density by layer, dense calls with their reasons, implementation and versions.
+    """Method, grid, density by layer, dense calls with their reasons, guidance, implementation and versions.
 
     Args:
-        pipe (`DiffusionPipeline` or `ModelMixin`): what [`enable`] was given.
+        pipe (`DiffusionPipeline` or `ModelMixin`): what [`enable`] or [`guide`] was given.
 
     Raises:
         TypeError: `pipe` is nothing diffattn can serve.
@@ -116,7 +123,8 @@ def summary(pipe: Any) -> Summary:
             modules = [transformer.get_submodule(name) for name in hook.adapter.attention(transformer)]
             served = [m.processor.layer for m in modules if isinstance(m.processor, SparseProcessorMixin)]
             models.append(ModelSummary(type(transformer).__name__, served))
-    return Summary(models, runtime, next(transformers[0].parameters()).device)
+    guides = [describe_guidance(hook) for hook in map(find_guidance, transformers) if hook is not None]
+    return Summary(models, runtime, next(transformers[0].parameters()).device, guides)
 
 
 def versions() -> dict[str, str]:

@@ -1,13 +1,17 @@
-"""Settings that people use, by model. None was found by a search for heads: they are defaults of the community."""
+"""Settings that people use, by model: defaults of the community, none of them found by a search for heads.
+
+A checkpoint may bring its own instead: a head set that lies in its folder, as `HeadSet.save(folder)` writes it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import nn
 
 from .config import GuidanceConfig
-from .heads import HeadSet, resolve_heads
+from .heads import FILE, HeadSet, resolve_heads
 from .model import map_model
 
 
@@ -148,7 +152,10 @@ def find_preset(name: str) -> Preset | None:
 
 
 def preset_for(transformer: nn.Module) -> HeadSet:
-    """The preset of this checkpoint; a ValueError that says what else can be given."""
+    """The head set in the checkpoint's folder, else its preset; a ValueError that says what else can be given."""
+    own = own_heads(transformer)
+    if own is not None:
+        return own
     found = next((preset for preset in PRESETS if preset.fits(transformer)), None)
     if found is None:
         model = map_model(transformer)
@@ -159,3 +166,13 @@ def preset_for(transformer: nn.Module) -> HeadSet:
             f"about 1 - i/{blocks} of a whole one, {1 - 2 * blocks // 3 / blocks:.2f} from block {2 * blocks // 3}"
         )
     return found.heads(transformer)
+
+
+def own_heads(transformer: nn.Module) -> HeadSet | None:
+    """The head set in the local folder of the pipeline or model that this was loaded from, if there is one."""
+    source = transformer.config.get("_name_or_path")
+    if not source:
+        return None
+    folder = Path(source)
+    folder = folder.parent if (folder.parent / "model_index.json").is_file() else folder
+    return HeadSet.load(folder) if (folder / FILE).is_file() else None

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from benchmarks import hunt
+from benchmarks.hunt_report import EXHAUSTIVE, SCREENED, Row, table, verdict
 from examples.tiny_wan.evaluate import held_out_scenes
 from examples.tiny_wan.likeness import described_scene, likeness
 from examples.tiny_wan.scenes import frame_times, render
@@ -11,9 +12,9 @@ def rows(fast_gain, fast_passes):
     base = torch.linspace(0.5, 0.9, 8)
     noise = torch.tensor([1, -1] * 4) * 0.01
     return [
-        hunt.Row("unguided", "", base),
-        hunt.Row(hunt.EXHAUSTIVE, "3:1", base + 0.1 + noise, 100, 1000.0),
-        hunt.Row(hunt.SCREENED, "3:1", base + fast_gain + noise, 40, fast_passes),
+        Row("unguided", "", base),
+        Row(EXHAUSTIVE, "3:1", base + 0.1 + noise, 100, 1000.0),
+        Row(SCREENED, "3:1", base + fast_gain + noise, 40, fast_passes),
     ]
 
 
@@ -22,14 +23,14 @@ def rows(fast_gain, fast_passes):
     [(0.1, 380, "yes", "yes"), (0.1, 410, "yes", "**no**"), (0.001, 380, "**no**", "**no**")],
 )
 def test_the_verdict_follows_the_numbers(fast_gain, fast_passes, better, cheap):
-    said = hunt.verdict(rows(fast_gain, float(fast_passes)))
+    said = verdict(rows(fast_gain, float(fast_passes)))
     assert f"two standard errors: {better} " in said[0] and said[1].endswith(cheap)
 
 
 def test_the_table_pairs_gains_by_prompt():
-    lines = hunt.table(rows(0.05, 380.0))
+    lines = table(rows(0.05, 380.0))
     error = 0.01 * (8 / 7) ** 0.5 / 8**0.5
-    assert f"| {hunt.EXHAUSTIVE}: 3:1 | 0.8000 | +0.1000 ({error:.4f}) | 100% | 1,000 | 100% |" in lines
+    assert f"| {EXHAUSTIVE}: 3:1 | 0.8000 | +0.1000 ({error:.4f}) | 100% | 1,000 | 100% |" in lines
     assert lines[-1].endswith("| 50% | 380 | 38% |") and lines[2].startswith("| unguided | 0.7000 | +0.0000")
 
 

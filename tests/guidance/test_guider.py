@@ -142,6 +142,9 @@ def test_a_layer_may_be_a_number():
     one = loop(HeadPerturbationGuidance(layers=1, scale=2.0))
     assert torch.equal(one, loop(HeadPerturbationGuidance(layers=[1], scale=2.0)))
     assert torch.equal(one, loop(HeadPerturbationGuidance(layers=["blocks.1.attn1"], scale=2.0)))
+    skipped = loop(HeadPerturbationGuidance(skip_blocks=1, scale=2.0))
+    assert torch.equal(skipped, loop(HeadPerturbationGuidance(skip_blocks=[1], scale=2.0)))
+    assert not torch.equal(skipped, one)
 
 
 @pytest.mark.parametrize("name", [str(each) for each in CASES])

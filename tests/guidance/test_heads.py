@@ -227,3 +227,29 @@ def test_guide_without_heads_uses_the_preset():
     assert torch.equal(built.run(pipe, 1), first)
     diffattn.unguide(pipe)
     assert not torch.equal(built.run(pipe, 1), first)
+
+
+def test_a_checkpoint_may_bring_its_own_heads(tmp_path):
+    from diffusers import WanTransformer3DModel
+
+    wan.tiny_transformer().save_pretrained(tmp_path / "transformer")
+    (tmp_path / "model_index.json").write_text("{}")
+
+    def load():
+        return (
+            WanTransformer3DModel.from_pretrained(tmp_path / "transformer"),
+            WanTransformer3DModel.from_pretrained(tmp_path, subfolder="transformer"),
+        )
+
+    for transformer in load():
+        with pytest.raises(ValueError, match="no preset for this checkpoint"):
+            preset_for(transformer)
+    own = resolve_heads(map_model(wan.tiny_transformer()), [(2, 1), (0, 0)], guidance=GuidanceConfig(scale=1.5))
+    own.save(tmp_path)
+    for transformer in load():
+        assert preset_for(transformer) == own
+        diffattn.guide(transformer)
+        assert "scale 1.5, heads 0:0 2:1" in str(diffattn.summary(transformer))
+    resolve_heads(FLUX, [(0, 0)]).save(tmp_path)
+    with pytest.raises(ValueError, match="for another model: FluxTransformer2DModel"):
+        diffattn.guide(load()[0])

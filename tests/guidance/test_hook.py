@@ -1,6 +1,7 @@
 """diffattn.guide on real unmodified pipelines, against the formula written out."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,11 +17,14 @@ from diffattn.guidance.heads import resolve_heads
 from diffattn.guidance.model import map_model
 
 CASES = {case.name: case for case in PIPELINES}
+DUAL = {"dual_attention_layers": (0,), "qk_norm": "rms_norm"}
+CASES["SD3.5"] = replace(CASES["StableDiffusion3Pipeline"], changes=DUAL)
 TRUE_CFG = {"negative_prompt_embeds": torch.ones(1, 7, 16), "true_cfg_scale": 3.0}
 # pipeline, what it is run with, g, how it calls the transformer
 RUNS = {
     "SD3, batched": ("StableDiffusion3Pipeline", {"guidance_scale": 4.0}, 4.0, "batch"),
     "SD3, no CFG": ("StableDiffusion3Pipeline", {"guidance_scale": 1.0}, 1.0, "single"),
+    "SD3.5, batched": ("SD3.5", {"guidance_scale": 4.0}, 4.0, "batch"),
     "CogVideoX, batched": ("CogVideoXPipeline", {"guidance_scale": 6.0}, 6.0, "batch"),
     "LTX, batched": ("LTXPipeline", {"guidance_scale": 3.0}, 3.0, "batch"),
     "Mochi, batched": ("MochiPipeline", {"guidance_scale": 4.5}, 4.5, "batch"),
@@ -140,6 +144,22 @@ def test_strength_zero_and_scale_zero_are_bit_equal_to_no_guidance_and_cost_noth
     for options in ({"strength": 0.0}, {"scale": 0.0}, {"start": 0.0, "stop": 0.0}):
         with guided(pipe, HEADS, **options) as run:
             assert torch.equal(wan.run(pipe, 2), plain) and run.passes == 0
+
+
+@pytest.mark.parametrize("name", ["SD3", "SD3-3.5", "Flux", "Wan", "HunyuanVideo", "CogVideoX", "LTXVideo"])
+def test_strength_zero_is_bit_equal_in_every_family_also_beside_a_perturbed_sample(name):
+    built = case(name)
+    model = built.build()
+    torch.manual_seed(1)
+    inputs = {**built.inputs(), "return_dict": False}
+    with torch.no_grad(), guided(model, HEADS, strength=0.0) as run:
+        plain = model(**inputs)[0]
+        assert run.passes == 0
+        run.set_heads_per_sample([HEADS, dict.fromkeys(HEADS, 0.0)])
+        beside = model(**inputs)[0]
+    with torch.no_grad():
+        assert torch.equal(plain, model(**inputs)[0])
+    assert torch.equal(beside[1], plain[1]) and not torch.equal(beside[0], plain[0])
 
 
 def test_start_and_stop_are_parts_of_the_run():
@@ -346,3 +366,27 @@ def test_compiled_blocks_serve_any_heads_with_the_same_graphs():
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert graphs[0] == graphs[1] and not torch._dynamo.utils.counters["graph_break"]
     torch._dynamo.reset()
+
+
+def test_the_summary_tells_of_guidance_in_one_line_and_of_none_in_none():
+    pipe = wan.text_to_video()
+    plain = str(diffattn.summary(pipe))
+    diffattn.guide(pipe, [(1, 0), (2, 1)], scale=2.0)
+    wan.run(pipe, 2)
+    line, rest = str(diffattn.summary(pipe)).split("\n")
+    assert line == (
+        "guidance  scale 2, heads 1:0 2:1, replays blocks 1 to 2, identity; 2 perturbed passes at the cost of 1.3"
+    )
+    assert rest == f"{plain}, attention is dense"
+    diffattn.enable(pipe, "radial")
+    assert line in str(diffattn.summary(pipe)).split("\n")
+    assert diffattn.summary(pipe).to_dict()["guidance"][0]["phases"][0]["first_block"] == 1
+    diffattn.guide(pipe, skip_blocks=[1], apply_to="uncond")
+    said = "negative pass, skips blocks.1, identity; no pass added"
+    assert f"guidance  {said}" in str(diffattn.summary(pipe))
+    diffattn.guide(pipe, [(1, 0)], schedule={0.0: 1.0, 0.5: 3.0}, share_prefix=False)
+    said = "scale 1, heads 1:0, replays blocks 0 to 2; then scale 3, heads 1:0, replays blocks 0 to 2, identity; 0"
+    assert f"guidance  {said}" in str(diffattn.summary(pipe))
+    diffattn.unguide(pipe)
+    diffattn.disable(pipe)
+    assert str(diffattn.summary(pipe)) == plain and "guidance" not in diffattn.summary(pipe).to_dict()
