@@ -14,6 +14,7 @@ from diffusers import WanPipeline
 from torch import Tensor
 from tqdm import tqdm
 
+import diffattn
 from examples.tiny_wan.judge import CHANCE, hits, judge
 from examples.tiny_wan.latents import analytic_latents
 from examples.tiny_wan.scenes import Scene, combinations, frame_times, render, sample_scene
@@ -39,17 +40,17 @@ def average(tables: list[dict[str, float]]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def calibrate(pipe: WanPipeline, scenes: list[Scene]) -> dict[str, dict[str, float]]:
+def calibrate(pipe: WanPipeline, scenes: list[Scene], frames: int = 33) -> dict[str, dict[str, float]]:
     """The judge's own accuracy: on rendered truth, and on truth through the VAE."""
-    clips = [render(scene, frame_times(33), 128, 128) for scene in scenes]
+    clips = [render(scene, frame_times(frames), 128, 128) for scene in scenes]
     decoded = [decode(pipe.vae, analytic_latents(clip[None]))[0] for clip in clips]
     return {"truth": score(clips, scenes), "truth through the VAE": score(decoded, scenes)}
 
 
 @torch.no_grad()
 def generate(pipe: WanPipeline, scene: Scene, index: int, args: argparse.Namespace) -> Tensor:
-    """One clip (33, 3, 128, 128) through the stock pipeline; `index` seeds its noise and picks its wording."""
-    options = {"height": 128, "width": 128, "num_frames": 33, "output_type": "pt"}
+    """One clip (T, 3, 128, 128) through the stock pipeline; `index` seeds its noise and picks its wording."""
+    options = {"height": 128, "width": 128, "num_frames": args.frames, "output_type": "pt"}
     options |= {"num_inference_steps": args.steps, "guidance_scale": args.guidance}
     noise = torch.Generator().manual_seed(1000 + index)
     return 2 * pipe(scene.caption(index), generator=noise, **options).frames[0].float().cpu() - 1
@@ -73,6 +74,7 @@ def summarise(rows: list[dict], args: argparse.Namespace) -> dict:
         "chance": CHANCE,
         "prompts": len(rows),
         "objects": args.objects,
+        "frames": args.frames,
         "steps": args.steps,
         "guidance": args.guidance,
         "seconds per clip": round(float(np.mean([row["seconds"] for row in rows])), 2),
@@ -105,6 +107,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--frames", type=int, default=33, help="65: the same scenes, twice as many frames")
+    parser.add_argument("--lora", type=Path, help="a folder that finetune.py wrote")
+    parser.add_argument("--sparse", type=Path, help="the folder of a diffattn_config.json; default: dense")
     parser.add_argument("--objects", type=int, default=1, choices=(1, 2), help="objects to a scene")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shard", default="0/1", help="i/n: every n-th prompt from the i-th on, for n processes")
@@ -116,19 +121,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Generate and judge, or merge; print the accuracies as JSON."""
-    args = parse_args(argv)
+def load(args: argparse.Namespace) -> WanPipeline:
+    """The pipeline, with the LoRA and the sparse method asked for."""
     pipe = WanPipeline.from_pretrained(args.folder).to(args.device)
     pipe.set_progress_bar_config(disable=True)
     prefer_fast_convolutions(pipe.vae)
+    if args.lora:
+        pipe.load_lora_weights(args.lora)
+    if args.sparse:
+        diffattn.enable(pipe, args.sparse)
+    return pipe
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Generate and judge, or merge; print the accuracies as JSON."""
+    args = parse_args(argv)
+    pipe = load(args)
     if args.merge:
         rows = [row for path in args.merge for row in json.loads(path.read_text())["clips"]]
     else:
         rows = evaluate(pipe, args)
     report = summarise(rows, args) if rows else {}
     if args.calibrate:
-        report |= calibrate(pipe, held_out_scenes(args.calibrate, args.seed + 1, args.objects))
+        report |= calibrate(pipe, held_out_scenes(args.calibrate, args.seed + 1, args.objects), args.frames)
     print(json.dumps(report, indent=2))
     if args.json:
         args.json.write_text(json.dumps(report | {"clips": rows}, indent=1) + "\n")

@@ -41,6 +41,12 @@ def to_tokens(latents: torch.Tensor) -> torch.Tensor:
     return patches.permute(0, 2, 3, 5, 4, 6, 1).reshape(batch, -1, PATCH * PATCH * channels)
 
 
+def from_tokens(tokens: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
+    """What `to_tokens` undid: (B, T * H * W, P P C) on a grid of (T, H, W) tokens -> (B, C, T, H * P, W * P)."""
+    patches = tokens.unflatten(1, grid).unflatten(-1, (PATCH, PATCH, -1))
+    return patches.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+
+
 def positions(grid: tuple[int, int, int]) -> torch.Tensor:
     """(T * H * W, 3): where each token's centre lies on the reference grid of 9 x 16 x 16 tokens.
 

@@ -21,7 +21,7 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Orthogonalised momentum, scaled so that an update's RMS matches AdamW's at the same learning rate.
 
-    One parameter group per matrix shape, so that a group is orthogonalised in one batch.
+    One parameter group per shape, so that a group is orthogonalised in one batch; a kernel is a matrix (out, rest).
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float = 2e-3, momentum: float = 0.95) -> None:
@@ -35,10 +35,11 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:
         """Apply one update; every parameter must have a gradient."""
         for group in self.param_groups:
-            updates = torch.stack([self._momentum(param, group["momentum"]) for param in group["params"]])
+            momenta = [self._momentum(param, group["momentum"]) for param in group["params"]]
+            updates = torch.stack(momenta).flatten(2)
             scale = 0.2 * max(updates.shape[-2:]) ** 0.5
             for param, update in zip(group["params"], orthogonalise(updates), strict=True):
-                param.add_(update, alpha=-group["lr"] * scale)
+                param.add_(update.view_as(param), alpha=-group["lr"] * scale)
 
     def _momentum(self, param: nn.Parameter, momentum: float) -> Tensor:
         state = self.state[param]

@@ -78,6 +78,16 @@ def test_mass_by_distance_of_even_and_of_local_attention():
     assert distances.table([Sample(GRID, query, key, value)]).count("\n") == 3
 
 
+def test_distances_by_head_have_a_table_and_a_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    query, key, value = (torch.zeros(1, GRID.tokens, 2, 8) for _ in range(3))
+    rows = distances.shares_by_head(Sample(GRID, query, key, value, layer) for layer in (1, 0))
+    assert list(rows) == ["0.0", "0.1", "1.0", "1.1", "even"]
+    assert rows["0.0"][:-1] == pytest.approx(rows["even"][:-1], abs=1e-5)
+    distances.draw(rows, tmp_path / "heads.png")
+    assert (tmp_path / "heads.png").stat().st_size > 5000
+
+
 def test_a_run_writes_table_and_plot(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     quality.main(

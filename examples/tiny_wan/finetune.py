@@ -1,0 +1,147 @@
+"""Fine-tune a pipeline folder through sparse attention; `python -m examples.tiny_wan.finetune --help`.
+
+`diffattn.enable` on the stock transformer, and then an ordinary training loop: the gradients flow through the sparse
+operator, from the first step on and in every layer. The result is a LoRA for `pipe.load_lora_weights(out)`, or with
+`--rank 0`, which trains all weights, a pipeline folder; a `diffattn_config.json` for `diffattn.enable(pipe, out)` lies
+beside it.
+
+With `--frames 65` clips are twice as long as those that the model knows: the same scenes, whose motions take the whole
+clip as before, in twice as many frames.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from diffusers import WanPipeline
+from peft import LoraConfig, get_peft_model_state_dict
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import diffattn
+from diffattn import Schedule
+from examples.tiny_wan.batches import Batch, GridSpec, load_batches
+from examples.tiny_wan.latents import from_tokens
+from examples.tiny_wan.model import save_pipeline
+from examples.tiny_wan.train import learning_rate_factor
+
+PROJECTIONS = ["to_q", "to_k", "to_v", "to_out.0"]
+EVERY_CALL = Schedule(dense_start=0, dense_end=0, dense_layers=0)
+TEXT_TOKENS = 512  # what WanPipeline pads captions to
+
+
+def grid_of(frames: int, side: int) -> tuple[int, int, int]:
+    """Tokens of a clip: 33 frames of 128 pixels are 9 x 16 x 16, 65 frames 17 x 16 x 16."""
+    if frames % 4 != 1 or side % 8:
+        raise ValueError(f"frames must be 4n + 1 and the side a multiple of 8, got {frames} and {side}")
+    return (frames - 1) // 4 + 1, side // 8, side // 8
+
+
+def prepare(pipe: WanPipeline, method: str, density: float | None, rank: int) -> list[nn.Parameter]:
+    """Freeze what is not trained, add the LoRA, turn the method on; returns the parameters to train."""
+    transformer = pipe.transformer
+    pipe.text_encoder.requires_grad_(False)
+    transformer.train().requires_grad_(rank == 0)
+    if rank:
+        transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=PROJECTIONS))
+    if method != "dense":
+        options = {} if density is None else {"density": density}
+        diffattn.enable(transformer, diffattn.config(method, **options), schedule=EVERY_CALL)
+    return [parameter for parameter in transformer.parameters() if parameter.requires_grad]
+
+
+@torch.no_grad()
+def encode_captions(pipe: WanPipeline, captions: list[str]) -> Tensor:
+    """(B, 512, C), as the pipeline does it: zeros after a caption's own tokens."""
+    return pipe.encode_prompt(captions, do_classifier_free_guidance=False, max_sequence_length=TEXT_TOKENS)[0]
+
+
+def velocity_loss(pipe: WanPipeline, batch: Batch) -> Tensor:
+    """Mean squared error of the velocity (noise - data), by the transformer's own forward."""
+    device = pipe.transformer.device
+    clean = from_tokens(batch.tokens, batch.spec.grid).to(device)
+    sigma, noise = batch.sigma.to(device), torch.randn_like(clean)
+    noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1))
+    velocity = pipe.transformer(noisy, 1000 * sigma, encode_captions(pipe, batch.captions), return_dict=False)[0]
+    return (velocity.float() - (noise - clean)).square().mean()
+
+
+def train(pipe: WanPipeline, trained: list[nn.Parameter], args: argparse.Namespace) -> int:
+    """AdamW for `args.minutes`, the rate falling from half of them on; returns the number of steps."""
+    optimizer = torch.optim.AdamW(trained, args.lr, betas=(0.9, 0.98), weight_decay=0.0)
+    spec = GridSpec(grid := grid_of(args.frames, args.side), grid[0], 1.0, args.batch)
+    start, smooth, saved = time.monotonic(), None, 0.0
+    bar = tqdm(total=round(60 * args.minutes), unit="s", mininterval=20)
+    for step, batch in enumerate(load_batches([spec], args.seed, args.workers)):
+        elapsed = time.monotonic() - start
+        bar.update(min(elapsed, 60 * args.minutes) - bar.n)
+        if (elapsed > 60 * args.minutes and step) or step == args.steps:
+            break
+        if elapsed - saved > 60 * args.save_minutes:
+            save(pipe, args)
+            saved = elapsed
+        optimizer.param_groups[0]["lr"] = args.lr * learning_rate_factor(elapsed / (60 * args.minutes), step, 20, 0.5)
+        with torch.autocast(pipe.transformer.device.type, torch.bfloat16, enabled=args.bf16):
+            loss = velocity_loss(pipe, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        smooth = loss.item() if smooth is None else 0.95 * smooth + 0.05 * loss.item()
+        bar.set_postfix_str(f"loss {smooth:.4f} step {step}", refresh=False)
+    bar.close()
+    return step
+
+
+def save(pipe: WanPipeline, args: argparse.Namespace) -> None:
+    """A LoRA file or a pipeline folder in `args.out`, and the method beside it."""
+    if args.rank:
+        pipe.save_lora_weights(args.out, transformer_lora_layers=get_peft_model_state_dict(pipe.transformer))
+    else:
+        save_pipeline(pipe, args.out)
+    if args.method != "dense":
+        options = {} if args.density is None else {"density": args.density}
+        diffattn.config(args.method, **options).save_pretrained(args.out, EVERY_CALL)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the pipeline to start from")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the LoRA or the pipeline")
+    parser.add_argument("--method", default="radial", help="radial, vmoba, ...; or dense, to compare with")
+    parser.add_argument("--density", type=float, help="share of the query-key products; default: the method's")
+    parser.add_argument("--rank", type=int, default=16, help="of the LoRA on q, k, v, o; 0 trains all weights")
+    parser.add_argument("--frames", type=int, default=33, help="of a clip; 65 is twice the length")
+    parser.add_argument("--side", type=int, default=128, help="pixels")
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--steps", type=int, default=-1, help="stop after so many, however long they took")
+    parser.add_argument("--save-minutes", type=float, default=5.0)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--lr", type=float, default=1e-3, help="5e-4 suits --rank 0")
+    parser.add_argument("--bf16", action="store_true", help="autocast; only where the processor has bf16 arithmetic")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=1, help="processes that render clips")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Fine-tune and save."""
+    args = parse_args(argv)
+    torch.manual_seed(args.seed)
+    torch.set_flush_denormal(True)
+    pipe = WanPipeline.from_pretrained(args.folder).to(args.device)
+    trained = prepare(pipe, args.method, args.density, args.rank)
+    print(f"{sum(map(torch.numel, trained)):,} parameters to train")
+    steps = train(pipe, trained, args)
+    if args.method != "dense":
+        print(diffattn.summary(pipe))
+    diffattn.disable(pipe)
+    save(pipe, args)
+    print(f"{steps} steps of {args.batch} clips -> {args.out}")
+
+
+if __name__ == "__main__":
+    main()

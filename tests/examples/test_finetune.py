@@ -1,0 +1,102 @@
+"""Fine-tuning through the sparse operator, and the training of the decoder, at a tiny scale."""
+
+import json
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan, WanPipeline
+
+import diffattn
+from examples.tiny_wan import decoder, finetune
+from examples.tiny_wan.batches import Batch, GridSpec, load_batches
+from examples.tiny_wan.latents import from_tokens, to_tokens
+from examples.tiny_wan.model import build_pipeline, save_pipeline
+from examples.tiny_wan.vae import encode_mean, wired_vae
+
+pytest.importorskip("peft")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    pipe = build_pipeline(wired_vae())
+    torch.nn.init.normal_(pipe.transformer.proj_out.weight, std=0.02)
+    path = tmp_path_factory.mktemp("tiny") / "pipeline"
+    save_pipeline(pipe, path)
+    return path
+
+
+def run(folder, out, *options):
+    sizes = ["--frames", "9", "--side", "64", "--batch", "1", "--steps", "2", "--minutes", "5", "--workers", "0"]
+    finetune.main([str(folder), "--out", str(out), *sizes, "--device", "cpu", *options])
+
+
+def velocity(pipe):
+    latents = torch.randn(1, 6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return pipe.transformer(latents, torch.tensor([500.0]), torch.zeros(1, 512, 64), return_dict=False)[0]
+
+
+def test_tokens_and_latents_are_the_same_numbers():
+    latents = torch.randn(2, 6, 3, 4, 8)
+    assert torch.equal(from_tokens(to_tokens(latents), (3, 2, 4)), latents)
+
+
+@pytest.mark.parametrize(("frames", "grid"), [(33, (9, 16, 16)), (65, (17, 16, 16))])
+def test_grids_of_clips(frames, grid):
+    assert finetune.grid_of(frames, 128) == grid
+    with pytest.raises(ValueError, match="4n"):
+        finetune.grid_of(frames + 1, 128)
+
+
+def test_the_loss_runs_through_the_sparse_operator(folder):
+    pipe = WanPipeline.from_pretrained(folder)
+    batch: Batch = next(iter(load_batches([GridSpec((3, 8, 8), 3, 1.0, 1)], 0, 0)))
+    gradients = {}
+    for method, density in (("dense", None), ("radial", 1.0), ("radial", 0.4)):
+        diffattn.disable(pipe)
+        trained = finetune.prepare(pipe, method, density, rank=0)
+        torch.manual_seed(0)
+        gradients[density] = torch.autograd.grad(finetune.velocity_loss(pipe, batch), trained)
+    assert 0 < diffattn.summary(pipe).density < 0.7  # as sparse as radial gets on so small a grid
+    for dense, full in zip(gradients[None], gradients[1.0], strict=True):
+        torch.testing.assert_close(full, dense, atol=1e-5, rtol=1e-3)
+    to_q = [name for name, _ in pipe.transformer.named_parameters()].index("blocks.0.attn1.to_q.weight")
+    gap = (gradients[0.4][to_q] - gradients[None][to_q]).norm() / gradients[None][to_q].norm()
+    assert gap > 0.05
+
+
+@pytest.mark.parametrize("method", ["radial", "vmoba"])
+def test_a_lora_changes_the_model_and_only_with_it(folder, tmp_path, method):
+    run(folder, tmp_path, "--method", method, "--density", "0.4", "--rank", "2")
+    pipe = WanPipeline.from_pretrained(folder)
+    before = velocity(pipe)
+    pipe.load_lora_weights(tmp_path)
+    assert not torch.equal(velocity(pipe), before)
+    pipe.unload_lora_weights()
+    assert torch.equal(velocity(pipe), before)
+    diffattn.enable(pipe, tmp_path)
+    velocity(pipe)
+    assert method in str(diffattn.summary(pipe)) and diffattn.summary(pipe).density < 0.7
+
+
+def test_all_weights_give_a_pipeline_with_its_method_beside_it(folder, tmp_path):
+    run(folder, tmp_path / "full", "--density", "0.4", "--rank", "0")
+    trained, start = (WanPipeline.from_pretrained(path) for path in (tmp_path / "full", folder))
+    moved = [
+        not torch.equal(a, b)
+        for a, b in zip(trained.transformer.parameters(), start.transformer.parameters(), strict=True)
+    ]
+    assert sum(moved) > 0.9 * len(moved)
+    config = json.loads((tmp_path / "full" / "diffattn_config.json").read_text())
+    assert (config["method"], config["schedule"]["dense_layers"]) == ("radial", 0)
+
+
+def test_the_decoder_trains_and_the_encoder_does_not(tmp_path):
+    sizes = ["--minutes", "0.02", "--batch", "1", "--width", "8", "--clips", "1"]
+    decoder.main(["--out", str(tmp_path), *sizes, "--device", "cpu"])
+    trained, wired = AutoencoderKLWan.from_pretrained(tmp_path), wired_vae()
+    video = torch.rand(1, 5, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        assert torch.equal(encode_mean(trained, video), encode_mean(wired, video))
+    assert trained.decoder.up_blocks[0].resnets[0].conv2.weight.abs().max() > 0
