@@ -81,6 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--density", type=float, default=0.2)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "planning.md")
     options = parser.parse_args(arguments)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     rows: dict[str, list[str]] = {name: [name] for name in CASES}
     for tokens in options.tokens:
         for name, share, memory in measure(GRIDS[tokens], options.heads, options.dim, options.density):
