@@ -9,10 +9,10 @@ from diffattn.kernels.triton_config import Launch, launch_for, specialized_for
 
 KERNELS = ("forward", "specialized", "dq", "dkv")
 STRIDES = ("i64",) * 3
-LEVEL = ("*i32", STRIDES, "*i32", STRIDES, "i32")
+LEVEL = ("*i32", STRIDES, "*i16", STRIDES, "i32")
 TYPES = {
     "scale": "fp32", "group": "i32", "rows": "i32", "start": "i32", "level_rows": "i32", "order": "*i32",
-    "first": "*i64", "counts": "*i32", "visitors": "*i32", "bits": "*i64", "indices": "*i32", "kv_rows": "i32",
+    "first": "*i64", "counts": "*i32", "visitors": "*i32", "bits": "*i64", "indices": "*i16", "kv_rows": "i32",
 } | dict.fromkeys(("logw", "lse", "grad_lse", "delta"), "*fp32")  # fmt: skip
 # Arguments that nothing is known about; the launcher finds the rest to be multiples of 16.
 ODD = {"group", "logw_strides", "order_strides", "lists_strides", "counts_strides", "indices_strides"}

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from diffattn.kernels.routed import RoutedRows
 from torch import Tensor
 
 import diffattn
-from diffattn import Plan, TokenGrid
+from diffattn import AttentionConfig, Plan, TokenGrid
 from diffattn.synthetic import structured_qkv
 
 from .controls import dense
@@ -40,19 +41,24 @@ def measure(grid: TokenGrid, heads: int, dim: int, density: float) -> Iterator[t
     dense_time = _seconds(lambda: dense(query, key, value), times=1)
     for name, (method, options, layer) in CASES.items():
         config = diffattn.config(method, density=density, **options)
-        plan = config.plan(grid, query, key, layer=layer)  # what a run keeps is kept now
-        seconds = _seconds(lambda: config.plan(grid, query, key, layer=layer))  # noqa: B023
+        plan = config.plan(grid, query.bfloat16(), key.bfloat16(), layer=layer)  # what a run keeps is kept now
+        seconds = _seconds(lambda: _plan_and_rows(config, grid, query, key, layer))  # noqa: B023
         yield name, seconds / dense_time, plan_bytes(plan) / (3 * query.numel() * BYTES)
+
+
+def _plan_and_rows(config: AttentionConfig, grid: TokenGrid, query: Tensor, key: Tensor, layer: int) -> Tensor:
+    """Make a plan, and the rows of queries where it keeps them as bits."""
+    return config.plan(grid, query, key, layer=layer).query_rows
 
 
 def plan_bytes(plan: Plan) -> int:
     """Bytes of the tensors that a plan holds."""
-    tensors: list[Tensor | None] = [plan.order, plan.q_rows]
+    tensors: list[Tensor | RoutedRows | None] = [plan.order, plan.q_rows]
     for lists in plan.lists:
         tensors += [lists.counts, lists.indices, lists.partial]
     if plan.post is not None:
         tensors += [plan.post.scale, plan.post.weights]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def _seconds(run: Callable[[], object], times: int = TIMES) -> float:
@@ -75,6 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--density", type=float, default=0.2)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "planning.md")
     options = parser.parse_args(arguments)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     rows: dict[str, list[str]] = {name: [name] for name in CASES}
     for tokens in options.tokens:
         for name, share, memory in measure(GRIDS[tokens], options.heads, options.dim, options.density):

@@ -20,7 +20,7 @@ from .tiny import PROMPTS, STEPS
 
 DENSITIES = {source: (0.09, 0.145, 0.25) for source in ("synthetic", "rough", "captured")}
 DENSITIES["end-to-end"] = (0.145, 0.25)
-SEEDS = {"synthetic": 3, "rough": 3, "captured": 2, "end-to-end": 2}
+SEEDS = {"synthetic": 3, "rough": 3, "captured": 1, "end-to-end": 1}
 EVERY_CALL = Schedule(dense_start=0, dense_layers=0)
 
 
@@ -44,8 +44,8 @@ def study_captured(options: argparse.Namespace) -> tuple[list[Result], str]:
     text = (
         f"{len(samples)} attention calls of the embedded model on {grid} ({grid.tokens} tokens): every layer, steps "
         f"{', '.join(map(str, CAPTURED_STEPS))} of {STEPS} from 0, both guidance passes, {len(PROMPTS)} prompts, "
-        f"{_seeds(options)}. So few tokens leave a choice only among small blocks: here they have "
-        f"{block_size(grid, 32)} tokens, {-(-grid.tokens // block_size(grid, 32))} in all.\n\n"
+        f"{_seeds(options)}. So many tokens are cut into blocks of "
+        f"{block_size(grid, 32)}, {-(-grid.tokens // block_size(grid, 32))} in all.\n\n"
         f"{report.table(results, 'error')}\n\n{report.findings(results, 'error')}\n\n## By layer\n\n"
         f"{report.table_by(results, 'error', 'layer', middle)}\n\n## By step\n\n"
         f"{report.table_by(results, 'error', 'step', middle)}\n\n## Where the heads look\n\n"
@@ -82,6 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     options.seeds = options.seeds or SEEDS[options.source]
     options.densities = options.densities or DENSITIES[options.source]
+    options.out.mkdir(parents=True, exist_ok=True)
     study, scores, title = STUDIES[options.source]
     results, text = study(options)
     stem = f"quality-{options.source}{'-every-call' * options.every_call}"

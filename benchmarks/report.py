@@ -7,6 +7,7 @@ from typing import Any
 
 from .contenders import CONTROLS
 from .measures import Result, grouped, mean
+from .reasons import reasons
 
 HIGHER_IS_BETTER = ("psnr", "ssim")
 NAMES = {"error": "relative output error", "psnr": "PSNR to the dense video, dB", "ssim": "SSIM to the dense video"}
@@ -44,19 +45,21 @@ def findings(results: list[Result], score: str) -> str:
     """Sentences on who is not better than top-k blocks and random blocks, at which density."""
     cells = grouped(results, "name", "asked")
     methods = [name for name in _names(results) if name not in CONTROLS]
-    sentences = []
+    sentences, behind = [], set()
     for control in (TOP, RANDOM):
         worse: dict[str, list[str]] = {}
         for (name, density), cell in cells.items():
             if name in methods and not _better(cell, cells[control, density], score):
                 worse.setdefault(name, []).append(f"{density:g}")
+        behind |= worse.keys()
         listed = "; ".join(f"{name} (at {', '.join(at)})" for name, at in worse.items())
         sentences.append(f"Not better than {control}: {listed or 'none'}.")
     over = {f"{name} ({mean_density(cell):.2f} for {density:g})" for (name, density), cell in cells.items()
             if mean_density(cell) > TOLERANCE * density}  # fmt: skip
     if over:
         sentences.append(f"Spends more than it was asked to, so that its row flatters it: {'; '.join(sorted(over))}.")
-    return " ".join(sentences)
+    why = reasons([name for name in methods if name in behind])
+    return " ".join(sentences) + (f"\n\n{why}" if why else "")
 
 
 def mean_density(cell: list[Result]) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .grid import TokenGrid
 from .kernels.plan import Plan
+from .kernels.routed import RoutedRows
 
 ALL, NONE = -1, -2  # instead of a number of tokens before the grid: all that are not on it; there are none
 WHERE = {"before": ALL, "after": 0, "none": NONE}
@@ -70,7 +71,9 @@ def reorder_plan(plan: Plan, order: Tensor | None) -> Plan:
     if order is None:
         return plan
 
-    def moved(rows: Tensor | None) -> Tensor | None:
-        return None if rows is None else torch.where(rows < 0, rows, order[rows.clamp(min=0)])
+    def moved(rows: Tensor | RoutedRows | None) -> Tensor | RoutedRows | None:
+        if isinstance(rows, RoutedRows):
+            return rows.moved(order)
+        return None if rows is None else rows.where(rows < 0, order.to(rows.dtype)[rows.clamp(min=0)])
 
     return replace(plan, order=moved(plan.order), q_rows=moved(plan.q_rows), _cache={})

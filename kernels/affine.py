@@ -17,7 +17,7 @@ class Affine:
 
     Args:
         scale (`torch.Tensor`): `(B|1, H|1, NQ)` float32.
-        weights (`torch.Tensor`): `(B|1, H|1, NQ, NT)` float32, NT the tiles of `tile` rows of the plan's order.
+        weights (`torch.Tensor`): `(B|1, H|1, NQ, NT)` floating point, NT the tiles of `tile` rows of the plan's order.
         tile (`int`): rows of a tile whose values are averaged, valid rows only.
     """
 

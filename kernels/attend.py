@@ -95,6 +95,7 @@ def _on_rows(
     forward: Callable, query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float
 ) -> tuple[Tensor, Tensor]:
     """`forward` between the gather of tokens into rows and the scatter of rows into tokens."""
+    plan = plan.unpacked
     rows = gather_rows(query, plan.query_rows, plan)
     out, lse = forward(rows, build_pyramid(key, plan), build_pyramid(value, plan), plan, scale)
     if plan.post is not None:
@@ -172,7 +173,7 @@ def _check(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> None:
 
 
 def _check_plan(query: Tensor, plan: Plan) -> None:
-    tensors = {"order": plan.order, "q_rows": plan.query_rows}
+    tensors = {"order": plan.order, "q_rows": plan.order if plan.q_rows is None else plan.q_rows}
     for lists in plan.lists:
         tensors |= {f"counts of pool {lists.pool}": lists.counts, f"indices of pool {lists.pool}": lists.indices}
     for name, tensor in tensors.items():

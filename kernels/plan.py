@@ -11,6 +11,7 @@ from torch import Tensor
 from .affine import Affine
 from .boxes import Boxes
 from .handles import number_of
+from .routed import RoutedRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +20,8 @@ class TileList:
 
     Args:
         counts (`torch.Tensor`): `(B|1, H|1, NQ)` int32, how many entries of `indices` are read.
-        indices (`torch.Tensor`): `(B|1, H|1, NQ, M)` int32, tile numbers within this level, each at most once.
+        indices (`torch.Tensor`): `(B|1, H|1, NQ, M)` int16, int32 or int64, tile numbers within this level, each at
+            most once.
         tile (`int`): rows of one KV tile.
         pool (`int`, *optional*, defaults to 1): tokens averaged into one KV row.
         partial (`torch.Tensor`, *optional*): shape of `indices`, bool; entries in which `Plan.boxes` decide which
@@ -40,13 +42,17 @@ class TileList:
         >>> lists.counts.tolist(), lists.indices.tolist()
         ([[[2, 1]]], [[[[0, 2], [1, 0]]]])
         """
-        counts = mask.sum(-1, dtype=torch.int32)
-        width = max(int(counts.max()), 1)
-        kept_first = torch.argsort((~mask).to(torch.uint8), dim=-1, stable=True)
-        kept_first = kept_first[..., :width]
+        place = mask.cumsum(-1)
+        counts = place[..., -1].int()
+        width, tiles = max(int(counts.max()), 1), mask.shape[-1]
+        place = (place - 1).masked_fill_(~mask, width)  # tiles not kept go to one column more, which is cut off
+        dtype = torch.int16 if tiles <= 2**15 else torch.int32
+        indices = torch.zeros(*mask.shape[:-1], width + 1, dtype=dtype, device=mask.device)
+        indices.scatter_(-1, place, torch.arange(tiles, dtype=dtype, device=mask.device).expand_as(mask))
+        indices = indices[..., :width].contiguous()
         if partial is not None:
-            partial = (mask & partial).gather(-1, kept_first) if bool((mask & partial).any()) else None
-        return cls(counts, kept_first.to(torch.int32).contiguous(), tile, pool, partial)
+            partial = (mask & partial).gather(-1, indices.long()) if bool((mask & partial).any()) else None
+        return cls(counts, indices, tile, pool, partial)
 
     @property
     def live(self) -> Tensor:
@@ -79,8 +85,9 @@ class Plan:
             exactly once; R is a multiple of `block_q` and of every pool.
         lists (`tuple[TileList, ...]`): KV tiles visited, at most one list per pooling level.
         block_q (`int`): rows of one query tile.
-        q_rows (`torch.Tensor`, *optional*): `(B|1, H|1, Rq)` int64 or int32, token of each query row where it differs
-            from `order`; a token may have several rows, which are merged by their log-sum-exp.
+        q_rows (`torch.Tensor` or [`RoutedRows`], *optional*): `(B|1, H|1, Rq)` int64 or int32, token of each query row
+            where it differs from `order`, or the bits that say so; a token may have several rows, which are merged by
+            their log-sum-exp.
         key_mask (`torch.Tensor`, *optional*): `(B, S)` bool, False for keys that nobody attends to.
         boxes ([`Boxes`], *optional*): which keys the rows see in the `partial` entries of the one, unpooled level.
         post ([`Affine`], *optional*): applied to the rows of out before they are put back into tokens; lse is the one
@@ -91,7 +98,7 @@ class Plan:
     order: Tensor
     lists: tuple[TileList, ...]
     block_q: int
-    q_rows: Tensor | None = None
+    q_rows: Tensor | RoutedRows | None = None
     key_mask: Tensor | None = None
     boxes: Boxes | None = None
     post: Affine | None = None
@@ -100,12 +107,12 @@ class Plan:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "number", number_of(self))
-        for name, rows in (("order", self.order), ("q_rows", self.query_rows)):
-            if rows.ndim != 3 or rows.shape[-1] % self.block_q:
+        for name, shape in (("order", self.order.shape), ("q_rows", self.query_shape)):
+            if len(shape) != 3 or shape[-1] % self.block_q:
                 raise ValueError(
-                    f"{name} must be (B|1, H|1, R) with R a multiple of {self.block_q}, got {tuple(rows.shape)}"
+                    f"{name} must be (B|1, H|1, R) with R a multiple of {self.block_q}, got {tuple(shape)}"
                 )
-        tiles = self.query_rows.shape[-1] // self.block_q
+        tiles = self.query_shape[-1] // self.block_q
         for lists in self.lists:
             if self.order.shape[-1] % lists.pool:
                 raise ValueError(f"{self.order.shape[-1]} rows do not divide into pools of {lists.pool}")
@@ -122,7 +129,7 @@ class Plan:
         if self.partial:
             if self.boxes is None or len(self.lists) > 1 or self.lists[0].pool > 1:
                 raise ValueError("partial entries need boxes and one single list, of pool 1")
-            rows, keys = self.query_rows.shape[-1], self.order.shape[-1]
+            rows, keys = self.query_shape[-1], self.order.shape[-1]
             if self.boxes.low.shape[0] != rows or self.boxes.coordinate.shape[0] != keys:
                 raise ValueError(f"boxes must have {rows} query rows and {keys} key rows")
         if self.post is not None:
@@ -152,8 +159,19 @@ class Plan:
 
     @property
     def query_rows(self) -> Tensor:
-        """`(B|1, H|1, Rq)`, token of each query row, -1 for padding."""
-        return self.order if self.q_rows is None else self.q_rows
+        """`(B|1, H|1, Rq)`, token of each query row, -1 for padding; made anew from bits at every look."""
+        rows = self.order if self.q_rows is None else self.q_rows
+        return rows.rows() if isinstance(rows, RoutedRows) else rows
+
+    @property
+    def query_shape(self) -> tuple[int, ...]:
+        """The shape of `query_rows`."""
+        return tuple((self.order if self.q_rows is None else self.q_rows).shape)
+
+    @property
+    def unpacked(self) -> Plan:
+        """The same plan with `q_rows` as tokens, for one call; what is kept for the plan is shared."""
+        return replace(self, q_rows=self.query_rows) if isinstance(self.q_rows, RoutedRows) else self
 
     @property
     def partial(self) -> bool:
@@ -177,9 +195,9 @@ class Plan:
     @property
     def shared(self) -> bool:
         """Whether all batch entries and heads have the same plan."""
-        tensors = [self.order, self.query_rows, *(lists.counts for lists in self.lists)]
+        tensors = [self.order, *(lists.counts for lists in self.lists)]
         tensors += [] if self.post is None else [self.post.scale, self.post.weights]
-        one = all(tensor.shape[:2] == (1, 1) for tensor in tensors)
+        one = all(tensor.shape[:2] == (1, 1) for tensor in tensors) and self.query_shape[:2] == (1, 1)
         return one and (self.key_mask is None or len(self.key_mask) == 1)
 
     @cached_property
@@ -247,7 +265,8 @@ class Plan:
 
     def to_dense_levels(self) -> Tensor:
         """Int32 `(B|1, H|1, S, S)`, the smallest pool at which each query sees each key, 0 where it does not."""
-        query_tile = torch.arange(self.query_rows.shape[-1], device=self.order.device) // self.block_q
+        query_rows = self.query_rows
+        query_tile = torch.arange(query_rows.shape[-1], device=self.order.device) // self.block_q
         seen = None
         for lists in sorted(self.lists, key=lambda lists: -lists.pool):
             mask = lists.to_mask(self.level_rows(lists) // lists.tile)[:, :, query_tile]  # (b, h, Rq, tiles)
@@ -257,7 +276,7 @@ class Plan:
             kept = mask.gather(-1, tile.expand(*mask.shape[:3], -1)) & valid  # (b, h, Rq, S)
             if lists.partial is not None:
                 kept = kept & self._seen_in_partial(lists, query_tile, tile)
-            kept = _rows_to_tokens(kept, self.query_rows, self.tokens)
+            kept = _rows_to_tokens(kept, query_rows, self.tokens)
             level = torch.full((), lists.pool, dtype=torch.int32, device=kept.device)
             seen = torch.where(kept, level, 0 if seen is None else seen)
         return seen
@@ -265,7 +284,7 @@ class Plan:
     def _seen_in_partial(self, lists: TileList, query_tile: Tensor, tile: Tensor) -> Tensor:
         """`(b, h, Rq, S)` bool, True outside partial tiles and inside the boxes."""
         partial = lists.to_mask(self.level_rows(lists) // lists.tile, lists.partial)[:, :, query_tile]
-        rows = torch.arange(self.query_rows.shape[-1], device=self.order.device)
+        rows = torch.arange(self.query_shape[-1], device=self.order.device)
         inside = self.boxes.inside(rows, self.row_of_token)  # (b, h, Rq, S)
         partial, tile = _broadcast(partial, tile)
         return inside | ~partial.gather(-1, tile.expand(*partial.shape[:3], -1))

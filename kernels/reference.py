@@ -18,6 +18,7 @@ def reference_attention(query: Tensor, key: Tensor, value: Tensor, plan: Plan, s
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: out `(B, S, H, D)` and lse `(B, H, S)`, both float64.
     """
+    plan = plan.unpacked
     batch, tokens, heads, dim = query.shape
     out, lse = query.new_zeros(batch, tokens, heads, dim, dtype=torch.float64), []
     for b in range(batch):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .plan import Plan
+from .routed import RoutedRows
 
 SLAB_BYTES = 8 << 20  # per thread, of the query, key and value of one slab
 
@@ -46,7 +47,7 @@ def _slabs(query: Tensor, key: Tensor, plan: Plan) -> Iterator[tuple[slice, slic
     """Batch entries, heads and KV heads of every slab, and their part of the plan."""
     batch, _, heads, dim = query.shape
     group = heads // key.shape[2]
-    row_bytes = query.element_size() * dim * (plan.query_rows.shape[-1] * group + 2 * plan.order.shape[-1])
+    row_bytes = query.element_size() * dim * (plan.query_shape[-1] * group + 2 * plan.order.shape[-1])
     held = max(1, SLAB_BYTES * torch.get_num_threads() // row_bytes)  # KV heads
     entries = max(1, min(batch, held // key.shape[2]))
     for first in range(0, batch, entries):
@@ -60,8 +61,10 @@ def _slabs(query: Tensor, key: Tensor, plan: Plan) -> Iterator[tuple[slice, slic
 def _part(plan: Plan, batch: slice, heads: slice) -> Plan:
     """The plan of some batch entries and heads, kept for the next call; itself where it is the same for all."""
 
-    def cut(tensor: Tensor | None) -> Tensor | None:
+    def cut(tensor: Tensor | RoutedRows | None) -> Tensor | RoutedRows | None:
         shared = slice(None)
+        if isinstance(tensor, RoutedRows):
+            return replace(tensor, bits=cut(tensor.bits))
         if tensor is None or tensor.ndim == 2:
             return tensor if tensor is None or len(tensor) == 1 else tensor[batch]
         return tensor[batch if tensor.shape[0] > 1 else shared, heads if tensor.shape[1] > 1 else shared]

@@ -116,7 +116,7 @@ def _mask(plan: Plan, work: Worklist, chunk: Chunk, bias: list[Tensor] | None) -
     lane = torch.arange(run.granule, device=visited.device)
     keys = ((visited % (run.rows // run.granule) * run.granule)[..., None] + lane).flatten(1)
     keys = keys.clamp(max=plan.order.shape[-1] - 1)
-    rows = chunk.rows % (plan.query_rows.shape[-1] // plan.block_q) * plan.block_q
+    rows = chunk.rows % (plan.query_shape[-1] // plan.block_q) * plan.block_q
     rows = rows[:, None] + torch.arange(plan.block_q, device=rows.device)
     seen = plan.boxes.inside(rows, keys) | ~chunk.tested.repeat_interleave(run.granule, 1)[:, None]
     dtype = work.dtype if mask is None else mask.dtype

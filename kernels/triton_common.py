@@ -24,7 +24,8 @@ def list_entries(indices, step, count, TILE: tl.constexpr, BLOCK_N: tl.constexpr
         position = step // (TILE // BLOCK_N)
     else:
         position = (step * BLOCK_N + tl.arange(0, BLOCK_N)) // TILE
-    return tl.load(indices + position, mask=position < count, other=0)
+    # in a plan they are 16 bits wide where that suffices, which row numbers are not
+    return tl.load(indices + position, mask=position < count, other=0).to(tl.int32)
 
 
 @triton.jit

@@ -52,7 +52,7 @@ def specialized_kernel(query, key, value, logw, out, lse, order, counts, indices
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for step in tl.range(count * STEPS, warp_specialize=True):
-        at = tl.load(indices + step // STEPS) * TILE + step % STEPS * BLOCK_N
+        at = tl.load(indices + step // STEPS).to(tl.int32) * TILE + step % STEPS * BLOCK_N
         # (BLOCK_N, BLOCK_D)
         k, v = keys.load([at, 0]), values.load([at, 0])
         # (BLOCK_M, BLOCK_N)

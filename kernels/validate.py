@@ -8,6 +8,7 @@ from torch import Tensor
 from .plan import Plan, TileList
 
 WHOLE = (torch.int32, torch.int64)
+TILES = (torch.int16, *WHOLE)
 
 
 def check_contents(plan: Plan) -> None:
@@ -22,7 +23,7 @@ def check_contents(plan: Plan) -> None:
     _check_rows("order", plan.order, plan.tokens)
     _check_order(plan.order, plan.tokens)
     if plan.q_rows is not None:
-        _check_rows("q_rows", plan.q_rows, plan.tokens)
+        _check_rows("q_rows", plan.query_rows, plan.tokens)
     for lists in plan.lists:
         _check_lists(f"lists of pool {lists.pool}", lists, plan.level_rows(lists) // lists.tile)
     if plan.post is not None:
@@ -51,7 +52,7 @@ def _check_order(order: Tensor, tokens: int) -> None:
 
 def _check_lists(name: str, lists: TileList, tiles: int) -> None:
     _check_dtype(f"counts of the {name}", lists.counts, WHOLE)
-    _check_dtype(f"indices of the {name}", lists.indices, WHOLE)
+    _check_dtype(f"indices of the {name}", lists.indices, TILES)
     width = lists.indices.shape[-1]
     fits = (lists.counts >= 0) & (lists.counts <= width)
     _check(f"counts of the {name}", lists.counts, fits, f"must be from 0 to {width}, the entries there are")

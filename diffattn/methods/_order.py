@@ -50,10 +50,10 @@ def pack(segment: Tensor, rank: Tensor, block: int) -> Tensor:
 
 
 def with_text(video: Tensor, grid: TokenGrid, block: int) -> Tensor:
-    """`(R,)` rows of video tokens numbered from 0, as rows of the sequence, with blocks of text after them."""
+    """`(R,)` int32, rows of video tokens numbered from 0 as rows of the sequence, with blocks of text after them."""
     text = torch.arange(grid.text, device=video.device) + grid.text_start
     text = torch.nn.functional.pad(text, (0, -grid.text % block), value=-1)
-    return torch.cat((video + grid.video_start * (video >= 0), text))
+    return torch.cat((video + grid.video_start * (video >= 0), text)).int()
 
 
 def block_order(grid: TokenGrid, name: str, block: int, device: torch.device | str = "cpu") -> tuple[Tensor, int]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ._scores import match_heads
-from ._select import ranks
+from ._select import ranks, top
 
 EPSILON = 1e-6  # in the published normalisation
 
@@ -47,7 +47,7 @@ def route_top(scores: Tensor, own: Tensor, count: float, per_head: bool) -> Tens
     if per_head:
         flat = boosted.flatten(2)
         return (ranks(flat) < round(count * scores.shape[2])).view_as(scores) | own
-    return (ranks(boosted) < round(count)) | own
+    return top(boosted, round(count)) | own
 
 
 def route_threshold(scores: Tensor, own: Tensor, threshold: float, per_head: bool) -> Tensor:
@@ -67,33 +67,3 @@ def route_threshold(scores: Tensor, own: Tensor, threshold: float, per_head: boo
     taken = (reached < left).sum(-1, keepdim=True) + 1
     taken = taken.where(torch.tensor(threshold < 1, device=scores.device), flat.shape[-1])
     return ((ranks(others) < taken) | mine).view_as(scores)
-
-
-def virtual_rows(chosen: Tensor, token: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """One row for each chosen (query, group) pair, sorted by group and filled up to whole tiles.
-
-    Args:
-        chosen (`torch.Tensor`): `(B, H, G, N)` bool, queries that attend to each group of keys.
-        token (`torch.Tensor`): `(N,)` int64, token of each query.
-        block (`int`): rows of a tile.
-
-    Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: tokens of the rows `(B, H, Rq)` int32, -1 for padding, and the group of
-        every tile `(B, H, Rq / block)`, -1 where there is none.
-    """
-    counts = chosen.sum(-1)  # (B, H, G)
-    tiles = (counts + block - 1) // block
-    last = tiles.cumsum(-1)
-    width = max(int(last[..., -1].max()), 1)
-    tile = torch.arange(width, device=token.device).expand(*last.shape[:2], -1).contiguous()
-    group = torch.searchsorted(last, tile, right=True)
-    group = group.where(group < chosen.shape[2], -1)
-    pair = chosen.flatten().nonzero()[:, 0]  # sorted by batch, head, group, query
-    owner, counts = pair // chosen.shape[-1], counts.flatten()
-    place = torch.arange(len(pair), device=pair.device) - (counts.cumsum(0) - counts)[owner]
-    head = owner // chosen.shape[2]
-    rows = torch.full((*last.shape[:2], width * block), -1, dtype=torch.int32, device=token.device)
-    rows.view(-1)[(head * width + (last - tiles).flatten()[owner]) * block + place] = token.int()[
-        pair % chosen.shape[-1]
-    ]
-    return rows, group

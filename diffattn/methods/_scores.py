@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 SUBS = 8  # means of a block that scores are taken from: at blocks of 128 as accurate as sampling a quarter of the rows
 LEAST_SUB = 4  # rows of such a mean; small blocks come with short sequences, where scores cost little
-SCORE_BYTES = 64 << 20  # logits held at once
+# Held at once: what stays in the caches of a CPU, and what fills a GPU.
+SCORE_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}  # logits
+PIECE_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}  # gathered rows
 
 
 def pooled(tokens: Tensor, order: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -15,17 +19,50 @@ def pooled(tokens: Tensor, order: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
     Args:
         tokens (`torch.Tensor`): `(B, S, H, D)`.
-        order (`torch.Tensor`): `(R,)` int64, token of each row, -1 for padding; R a multiple of `size`.
+        order (`torch.Tensor`): `(R,)` int64 or int32, token of each row, -1 for padding; R a multiple of `size`.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: means `(B, H, R / size, D)` float32 and counts `(R / size,)` float32.
     """
-    rows = tokens.index_select(1, order.clamp(min=0))
-    if bool((order < 0).any()):
-        rows = rows.masked_fill((order < 0)[:, None, None], 0)
-    counts = (order >= 0).view(-1, size).sum(-1).float()
-    means = rows.unflatten(1, (-1, size)).sum(2, dtype=torch.float32) / counts.clamp(min=1)[:, None, None]
-    return means.transpose(1, 2), counts
+    means = torch.cat([_mean(*part) for part in _pieces(tokens, order, size)], 1)
+    return means.transpose(1, 2), counts_of(order, size)
+
+
+def spread(tokens: Tensor, order: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Means as [`pooled`] gives them, and the mean absolute deviations from them, `(B, H, R / size, D)` float32."""
+    means, deviations = [], []
+    for rows, live in _pieces(tokens, order, size):
+        means.append(_mean(rows, live))
+        away = (rows - means[-1][:, :, None]).abs_()
+        if not bool(live.all()):
+            away.masked_fill_(~live[..., None, None], 0)
+        deviations.append(_mean(away, live))
+    return tuple(torch.cat(parts, 1).transpose(1, 2) for parts in (means, deviations))
+
+
+def counts_of(order: Tensor, size: int) -> Tensor:
+    """`(R / size,)` float32, tokens among every `size` rows of `order`."""
+    return (order >= 0).view(-1, size).sum(-1).float()
+
+
+def _pieces(tokens: Tensor, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows `(B, n, size, H, D)` of some pools after the other, padding 0, and whether they are tokens `(n, size)`."""
+    row_bytes = tokens[:, :1].numel() * tokens.element_size()
+    pools = max(1, _bytes(PIECE_BYTES, tokens) // (row_bytes * size))
+    for part in order.split(pools * size):
+        live = (part >= 0).view(-1, size)
+        rows = tokens.index_select(1, part.clamp(min=0)).unflatten(1, live.shape)
+        if not bool(live.all()):
+            rows.masked_fill_(~live[..., None, None], 0)
+        yield rows, live
+
+
+def _bytes(limits: dict[str, int], tensor: Tensor) -> int:
+    return limits.get(tensor.device.type, limits["cuda"])
+
+
+def _mean(rows: Tensor, live: Tensor) -> Tensor:
+    return rows.sum(2, dtype=torch.float32) / live.sum(-1).clamp(min=1)[:, None, None]
 
 
 def match_heads(key: Tensor, heads: int) -> Tensor:
@@ -57,7 +94,7 @@ def block_mass(query: Tensor, key: Tensor, order: Tensor, block_q: int, block_k:
         probs = probs.unflatten(-1, (-1, block_k // sub_k)).sum(-1)
         return (probs.unflatten(-2, weight.shape) * weight[..., None]).sum(-2)
 
-    heads = max(1, SCORE_BYTES // (4 * q.shape[-2] * k.shape[-2]))
+    heads = max(1, _bytes(SCORE_BYTES, query) // (4 * q.shape[-2] * k.shape[-2]))
     parts = zip(q.flatten(0, 1).split(heads), k.flatten(0, 1).split(heads))
     return torch.cat([mass(*part) for part in parts]).unflatten(0, q.shape[:2])
 

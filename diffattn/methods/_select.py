@@ -17,9 +17,11 @@ def ranks(scores: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(-1, order, position)
 
 
-def top(scores: Tensor, count: int | Tensor) -> Tensor:
+def top(scores: Tensor, count: int) -> Tensor:
     """Bool, the `count` largest entries along the last dim."""
-    return ranks(scores) < count
+    chosen = torch.zeros_like(scores, dtype=torch.bool)
+    best = scores.topk(min(count, scores.shape[-1]), dim=-1, sorted=False).indices
+    return chosen.scatter_(-1, best, True)
 
 
 def threshold_ends(scores: Tensor, thresholds: tuple[float, ...], floor: float) -> Tensor:

@@ -18,8 +18,8 @@ from ..schedule import Schedule
 from ._check import check_choice, check_shares, check_size, paper_settings
 from ._order import ORDERS, SIZES, block_order, block_size, coordinates
 from ._rectified_paper import COMMON, PAPER_SETTINGS
-from ._scores import match_heads, pooled
-from ._select import TOLERANCE, extend_text, ranks, video_density
+from ._scores import counts_of, match_heads, pooled, spread
+from ._select import TOLERANCE, extend_text, ranks, top, video_density
 
 DEFAULT_DENSITY = 0.2
 
@@ -32,7 +32,9 @@ class RectifiedConfig(AttentionConfig):
     The pooled distribution P weighs each block of keys by its tokens and keeps text apart (IPAR). Critical are the
     blocks with the most of P, the physical neighbours, and text. What is not critical enters as P times its mean value
     (C) where its gain exceeds its estimated error (GAPR); the mass of all others goes to the critical ones (R).
-    Text queries attend to everything. Computed in float32: in float16 the released code overflows.
+    Text queries attend to everything. Computed in float32, since in float16 the
+    released code overflows; the weights of C are then rounded to the dtype of the query, as a kernel rounds
+    probabilities.
 
     Args:
         density (`float`, *optional*, defaults to 0.2): share of the query-key products to compute, neighbours
@@ -100,14 +102,19 @@ class RectifiedConfig(AttentionConfig):
         block = self.block or block_size(grid, 32)
         order, video = block_order(grid, self.order, block, query.device)
         tiles, all_tiles = video // block, len(order) // block
-        shares, text = pooled_shares(query, key, order[:video], order[video:], block)
+        counts, words = counts_of(order[:video], block), key[:, grid.text_start : grid.text_start + grid.text]
+        (q, dq), (k, dk) = (self._pooled(tokens, order[:video], block) for tokens in (query, key))
+        shares, text = pooled_shares(q, k, counts, words)
         critical = self._critical(grid, shares, text, block)
-        keep = critical | ~good_blocks(query, key, order[:video], block) if self.gapr else critical
-        weights = shares.masked_fill(keep, 0)
-        scale = torch.nn.functional.pad(1 - weights.sum(-1), (0, all_tiles - tiles), value=1.0)
+        keep = critical | ~good_blocks(q, k, dq, dk) if self.gapr else critical
+        weights = shares.masked_fill(keep, 0).to(query.dtype)  # rounded before R is made, so that R and C still match
+        scale = torch.nn.functional.pad(1 - weights.sum(-1, dtype=torch.float32), (0, all_tiles - tiles), value=1.0)
         lists = TileList.from_mask(extend_text(critical, all_tiles, all_tiles, True), block)
         post = Affine(scale, extend_text(weights, all_tiles, all_tiles, 0), block)
         return Plan(grid.tokens, order[None, None], (lists,), block, post=post)
+
+    def _pooled(self, tokens: Tensor, order: Tensor, block: int) -> tuple[Tensor, Tensor | None]:
+        return spread(tokens, order, block) if self.gapr else (pooled(tokens, order, block)[0], None)
 
     def _critical(self, grid: TokenGrid, shares: Tensor, text: Tensor, block: int) -> Tensor:
         """`(B, H, N, N)` bool."""
@@ -116,7 +123,7 @@ class RectifiedConfig(AttentionConfig):
         if self.keep is None:
             density = DEFAULT_DENSITY if self.density is None else self.density
             count = max(1, round(video_density(density, grid) * blocks))
-            return ranks(shares if near is None else shares + 2 * near) < count
+            return top(shares if near is None else shares + 2 * near, count)
         every = torch.cat((shares, text[..., None]), -1) if grid.text else shares  # text competes as one more block
         mass = every.sort(dim=-1, descending=True, stable=True).values.cumsum(-1)
         least = every.shape[-1] if self.keep == 1 else int(self.keep * blocks + 1e-9)
@@ -125,34 +132,30 @@ class RectifiedConfig(AttentionConfig):
         return critical if near is None else critical | near
 
 
-def pooled_shares(query: Tensor, key: Tensor, video: Tensor, text: Tensor, block: int) -> tuple[Tensor, Tensor]:
+def pooled_shares(q: Tensor, k: Tensor, counts: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
     """P of IPAR: what mean queries give to the blocks `(B, H, N, N)` and to all text `(B, H, N)`, float32.
 
     A softmax over the pooled logits plus ln(tokens) and the logsumexp of the text logits, which stay token by token.
+
+    Args:
+        q (`torch.Tensor`): `(B, H, N, D)` mean queries.
+        k (`torch.Tensor`): `(B, Hkv, N, D)` mean keys.
+        counts (`torch.Tensor`): `(N,)` tokens of each block.
+        words (`torch.Tensor`): `(B, text, Hkv, D)` keys of the text.
     """
-    q, _ = pooled(query, video, block)
-    k, counts = pooled(key, video, block)
-    scale = query.shape[-1] ** -0.5
+    scale = q.shape[-1] ** -0.5
     logits = [scale * q @ match_heads(k, q.shape[1]).mT + counts.log()]
-    if len(text):
-        words = match_heads(key[:, text[text >= 0]].transpose(1, 2).float(), q.shape[1])
+    if words.shape[1]:
+        words = match_heads(words.transpose(1, 2).float(), q.shape[1])
         logits.append((scale * q @ words.mT).logsumexp(-1, keepdim=True))
     shares = torch.cat(logits, -1).softmax(-1)
     return shares[..., : len(counts)], shares[..., len(counts) :].sum(-1)
 
 
-def good_blocks(query: Tensor, key: Tensor, video: Tensor, block: int) -> Tensor:
+def good_blocks(q: Tensor, k: Tensor, dq: Tensor, dk: Tensor) -> Tensor:
     """GAPR `(B, H, N, N)` bool: |q.k| exceeds |dq.k| + |q.dk|, of means and mean absolute deviations, in float32."""
-    (q, dq), (k, dk) = (_mean_and_spread(tokens, video, block) for tokens in (query, key))
     k, dk = match_heads(k, q.shape[1]), match_heads(dk, q.shape[1])
     return (q @ k.mT).abs() > (dq @ k.mT).abs() + (q @ dk.mT).abs()
-
-
-def _mean_and_spread(tokens: Tensor, order: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    mean, counts = pooled(tokens, order, block)
-    rows = tokens.index_select(1, order.clamp(min=0)).transpose(1, 2).unflatten(2, (-1, block))
-    away = (rows - mean[..., None, :]).abs_().masked_fill_((order < 0).view(-1, block, 1), 0)
-    return mean, away.sum(-2) / counts.clamp(min=1)[:, None]
 
 
 @lru_cache(maxsize=8)

@@ -11,11 +11,12 @@ from torch import Tensor
 from ..config import AttentionConfig, check_density, register
 from ..grid import TokenGrid
 from ..kernels.plan import Plan, TileList
+from ..kernels.routed import RoutedRows
 from ..schedule import Schedule
 from ._check import check_choice, check_integer, check_shares, check_size, check_triple, paper_settings
 from ._order import SIZES, pack, with_text
 from ._partition import PARTITIONS, chunk_of_token, chunk_shape
-from ._routing import gate, route_threshold, route_top, virtual_rows
+from ._routing import gate, route_threshold, route_top
 from ._scores import pooled
 from ._select import video_density
 from ._vmoba_paper import PAPER_SETTINGS
@@ -150,12 +151,11 @@ class VMoBAConfig(AttentionConfig):
         scores = gate(query[:, video].transpose(1, 2), key[:, video].transpose(1, 2), chunk, self.raw_scores)
         own = torch.nn.functional.one_hot(chunk).bool()
         chosen = self._route(grid, scores, own, layer)
-        token = torch.arange(grid.video_tokens, device=chunk.device) + grid.video_start
         if grid.text:  # text is one more group of keys for all, and every query of it chooses every group
-            chosen = torch.nn.functional.pad(chosen, (0, 1, 0, grid.text), value=True)
-            token = torch.cat((token, torch.arange(grid.text, device=chunk.device) + grid.text_start))
-        rows, group = virtual_rows(chosen.transpose(2, 3), token, block)
-        lists = _tiles_of_group(group, chunk, grid, block)
+            text = (grid.text, 0) if grid.text_first else (0, grid.text)
+            chosen = torch.nn.functional.pad(chosen, (0, 1, *text), value=True)
+        rows = RoutedRows.of(chosen.transpose(2, 3), block)
+        lists = _tiles_of_group(rows.groups(), chunk, grid, block)
         return Plan(grid.tokens, order[None, None], (lists,), block, q_rows=rows)
 
     def _by_tile(self, grid, query, key, chunk, order, block, layer) -> Plan:
@@ -179,4 +179,5 @@ def _tiles_of_group(group: Tensor, chunk: Tensor, grid: TokenGrid, block: int) -
     counts = tiles[group].where(group >= 0, 0)
     indices = first[group][..., None] + torch.arange(int(tiles.max()), device=chunk.device)
     indices = indices.clamp(max=int(tiles.sum()) - 1)
-    return TileList(counts.int(), indices.int(), block)
+    dtype = torch.int16 if int(tiles.sum()) <= 2**15 else torch.int32
+    return TileList(counts.int(), indices.to(dtype), block)

@@ -92,7 +92,7 @@ def test_every_row_is_written(monkeypatch):
 def test_entries_beyond_the_count_are_never_read():
     plan = random_plan(128, 64, [(1, 16)], density=0.4)
     lists = plan.lists[0]
-    wild = TileList(lists.counts, lists.indices.masked_fill(~lists.live, 2**30), lists.tile)
+    wild = TileList(lists.counts, lists.indices.int().masked_fill(~lists.live, 2**30), lists.tile)
     poisoned = Plan(128, plan.order, (wild,), 64)
     assert torch.equal(*(attend(*inputs(plan), p, impl="triton") for p in (plan, poisoned)))
 

@@ -64,14 +64,14 @@ def test_entries_past_the_count_may_hold_anything():
     check_contents(plan_with(counts=1, indices=((0, 99), (1, 1))))
 
 
-def test_rows_of_token_routing_take_four_bytes():
+def test_rows_of_token_routing_take_a_bit_for_each_group():
     grid = TokenGrid(9, 16, 16, text=20)
     query, key = torch.randn(2, 1, grid.tokens, 3, 16, generator=torch.Generator().manual_seed(0))
     plan = VMoBAConfig(density=0.2).plan(grid, query, key)
     check_contents(plan)
     (lists,) = plan.lists
-    assert plan.q_rows.nbytes == 4 * plan.q_rows.numel()
-    # a tile of rows has one count and a few indices; that is all that grows with heads
-    assert lists.counts.nbytes + lists.indices.nbytes < plan.q_rows.nbytes / 4
-    wider = replace(plan, q_rows=plan.q_rows.long(), order=plan.order.int(), _cache={})
+    groups = plan.q_rows.bits.shape[2]
+    assert plan.q_rows.nbytes <= 3 * groups * (grid.tokens / 8 + 1) < plan.query_rows.nbytes
+    wide = replace(lists, indices=lists.indices.long())
+    wider = replace(plan, q_rows=plan.query_rows.long(), order=plan.order.long(), lists=(wide,), _cache={})
     assert torch.equal(*(attend(query, key, key, each, impl="torch") for each in (plan, wider)))

@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from diffattn.kernels.routed import RoutedRows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,8 +26,8 @@ from diffattn.methods._order import ORDERS, block_order, pack
 from diffattn.methods._pyramid_paper import PAPER_SETTINGS as PYRAMID_PAPER
 from diffattn.methods._radial_paper import PAPER_SETTINGS as RADIAL_PAPER
 from diffattn.methods._rectified_paper import PAPER_SETTINGS as RECTIFIED_PAPER
-from diffattn.methods._routing import virtual_rows
 from diffattn.methods._vmoba_paper import PAPER_SETTINGS as VMOBA_PAPER
+from diffattn.placement import reorder_plan
 from diffattn.synthetic import structured_qkv
 
 DYNAMIC = [
@@ -188,14 +189,25 @@ def test_pack_keeps_every_item_once_and_segments_apart(segments, block, seed):
 
 @given(st.integers(1, 4), st.integers(1, 9), st.integers(0, 999))
 @settings(max_examples=60, deadline=None)
-def test_virtual_rows_hold_every_chosen_pair_once(groups, queries, seed):
+def test_routed_rows_hold_every_chosen_pair_once(groups, queries, seed):
     chosen = torch.rand(2, 2, groups, queries, generator=torch.Generator().manual_seed(seed)) < 0.4
-    rows, group = virtual_rows(chosen, torch.arange(queries), 4)
+    routed = RoutedRows.of(chosen, 4)
+    rows, group = routed.rows(), routed.groups()
+    assert torch.equal(routed.chosen(), chosen) and rows.shape == routed.shape
     for b in range(2):
         for h in range(2):
             tiles = rows[b, h].view(-1, 4)
             found = [(int(g), t) for g, tile in zip(group[b, h], tiles) for t in tile.tolist() if t >= 0]
             assert sorted(found) == [tuple(pair) for pair in chosen[b, h].nonzero().tolist()]
+
+
+@pytest.mark.parametrize("config", METHODS, ids=name)
+def test_a_plan_moves_with_its_tokens(config):
+    query, key, _ = structured_qkv(TEXT, heads=2, dim=16)
+    plan = config.plan(TEXT, query, key, layer=2)
+    order = torch.randperm(TEXT.tokens, generator=torch.Generator().manual_seed(0))
+    moved = reorder_plan(plan, order).to_dense_levels()
+    assert torch.equal(moved[:, :, order][..., order], plan.to_dense_levels())
 
 
 @pytest.mark.parametrize("order", ORDERS)

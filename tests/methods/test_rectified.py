@@ -18,6 +18,7 @@ from method_oracles import (
 
 from diffattn import RectifiedConfig, TokenGrid, attend
 from diffattn.methods._order import block_size
+from diffattn.methods._scores import counts_of, spread
 from diffattn.methods.rectified import good_blocks, neighbor_blocks, pooled_shares
 from diffattn.synthetic import structured_qkv
 
@@ -27,11 +28,12 @@ GOLDEN = RectifiedConfig(keep=0.5, mass=0.3, neighbors=False, block=16, order="r
 def test_golden_values():
     query, key, value = golden_inputs()
     order = torch.arange(64)
-    shares, _ = pooled_shares(query, key, order, order[:0], 16)
+    (q, dq), (k, dk) = (spread(tokens, order, 16) for tokens in (query, key))
+    shares, _ = pooled_shares(q, k, counts_of(order, 16), key[:, :0])
     torch.testing.assert_close(
         shares[0, 0, 0], torch.tensor([0.971659, 0.004316, 0.000153, 0.023871]), rtol=0, atol=1e-6
     )
-    bad = ~good_blocks(query, key, order, 16)[0, 0]
+    bad = ~good_blocks(q, k, dq, dk)[0, 0]
     assert bad.int().tolist() == [[0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 0]]
     plan = GOLDEN.plan(TokenGrid(4, 4, 4), query, key)
     critical = plan.lists[0].to_mask(4)[0, 0].int().tolist()
@@ -122,7 +124,7 @@ def test_float16_cannot_overflow():
     half = RectifiedConfig(density=0.2).plan(grid, query.half(), key.half())
     single = RectifiedConfig(density=0.2).plan(grid, query.half().float(), key.half().float())
     assert torch.equal(half.lists[0].indices, single.lists[0].indices)
-    assert torch.equal(half.post.weights, single.post.weights)
+    assert torch.equal(half.post.weights, single.post.weights.half())
 
 
 def test_what_is_dropped_is_corrected_for():
