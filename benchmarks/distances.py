@@ -51,7 +51,7 @@ def draw(rows: dict[str, list[float]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     shares = torch.tensor(list(rows.values()))
-    figure = Figure(figsize=(8, 0.27 * len(rows) + 1.2), layout="constrained")
+    figure = Figure(figsize=(10, 0.27 * len(rows) + 1.2), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow((shares / shares[-1]).log2(), cmap="RdBu_r", vmin=-2, vmax=2, aspect="auto")
     axes.set_xticks(range(len(_NAMES)), _NAMES, fontsize="small")
