@@ -110,6 +110,23 @@ def draw_recall(recalls: list[Recall], path: Path, title: str = "") -> None:
     figure.savefig(path, dpi=120)
 
 
+def draw_densities(shares: Tensor, path: Path, title: str = "") -> None:
+    """Write a map of layers down and denoising steps across as a PNG; `shares` `(layers, steps)`, from 0 to 1.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    figure_class, _ = _matplotlib()
+    figure = figure_class(figsize=(7.5, 0.12 * len(shares) + 2.4), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares.numpy(), cmap="YlGnBu", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    axes.set(title=title, xlabel="denoising step", ylabel="layer")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_major_locator().set_params(integer=True)
+    figure.colorbar(image, label="share computed")
+    figure.savefig(path, dpi=120)
+
+
 def level_colours(pools: list[int]) -> dict[int, tuple[float, ...]]:
     """A colour for each pool, from dark (exact) to light, and white for what is dropped (0)."""
     pools, colours = sorted(pools), {0: DROPPED}
