@@ -26,7 +26,7 @@ ARGS = [
     "--disable-sync",
 ]
 WIDE, PHONE = {"width": 1280, "height": 1000}, {"width": 390, "height": 844}
-PATIENCE = 300_000 if os.environ.get("SCREENSHOTS") else 60_000  # milliseconds
+PATIENCE = 900_000 if os.environ.get("SCREENSHOTS") else 60_000  # milliseconds
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_a_prompt_becomes_two_videos_that_play_with_numbers_and_a_map(open_page)
     fill(page, prompt="a green square moves down over a yellow background")
     choose(page, "pyramid")
     if os.environ.get("SCREENSHOTS"):
-        fill(page, steps=20)
+        fill(page, steps=10)
         size = 128
     else:
         make_small(page)
