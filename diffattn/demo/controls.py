@@ -72,7 +72,7 @@ def _guidance(worker: Worker) -> dict:
         worker.heads(TINY),
         value=list(DEFAULT.heads),
         label="Heads",
-        info="layer:head, or a click on a map under By head. Both videos are guided away from what is lost without them",
+        info="layer:head, or a click on a map under By head. Both videos are guided away from losing these",
         multiselect=True,
         allow_custom_value=True,
         elem_id="heads",
