@@ -111,7 +111,7 @@ class _Page:
         )
         for ended in (run.success, run.failure):
             ended(lambda: _buttons(busy=False), None, buttons, **hidden)
-        run.success(lambda model: gr.Dropdown(self.worker.heads(model)), inputs["model"], inputs["heads"], **hidden)
+        run.success(self.learn, inputs["model"], inputs["heads"], **hidden)
         outputs["head_maps"].select(self.choose, inputs["heads"], inputs["heads"], **hidden)
         cancel.click(self.cancel, None, [*buttons, outputs["status"]], cancels=[run], **hidden)
 
@@ -151,6 +151,10 @@ class _Page:
     def cancel(self, request: gr.Request) -> tuple:
         self.sessions.stop(request.session_hash or "")
         return *_buttons(busy=False), report.show_message("Cancelled.", "stopped")
+
+    def learn(self, model: str) -> gr.Dropdown:
+        """The heads of a model that had to be downloaded before they were known."""
+        return gr.skip() if self.worker.models.folder(model) else gr.Dropdown(self.worker.heads(model))
 
     def choose(self, heads: list[str], click: gr.SelectData) -> list[str]:
         """A click on the map of a head chooses that head, or takes it back."""

@@ -171,6 +171,7 @@ def test_heads_are_chosen_by_name_and_by_clicks_on_their_maps(open_page):
     )
     page.locator(".status.done").wait_for()
     assert page.locator("#head-maps img").is_visible() and fits(page)
+    assert page.locator("#head_scale input").input_value() == "2"
     keep(page, "demo-heads")
 
 
