@@ -89,11 +89,14 @@ def sampled_attention(case: Case, seen: Tensor, dtype: torch.dtype, backward: bo
     query, key, value = (tensor.detach().to(dtype).requires_grad_(backward) for tensor in case.inputs)
     q, k, v = query[:, case.rows].transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     scores = (q @ k.mT * case.dim**-0.5).masked_fill(~seen, -torch.inf)
-    # products of probabilities are made of inputs of the dtype of value, as in every fused kernel
-    probs = scores.softmax(-1).to(case.dtype).to(dtype) if dtype != torch.float64 else scores.softmax(-1)
-    out = (probs @ v).transpose(1, 2)
+    peak = scores.amax(-1, keepdim=True)
+    weights = (scores - peak).exp()
+    if dtype != torch.float64:  # fused kernels round probabilities to the dtype of value, torch's before it adds them up
+        weights = weights.to(case.dtype).to(dtype)
+    total = weights.sum(-1, keepdim=True)
+    out = (weights @ v / total).transpose(1, 2)
     if not backward:
-        return [out.to(case.dtype) if dtype != torch.float64 else out, scores.logsumexp(-1)]
+        return [out.to(case.dtype) if dtype != torch.float64 else out, (peak + total.log())[..., 0]]
     grads = torch.autograd.grad(out, (query, key, value), case.grad[:, case.rows].to(dtype))
     return [grads[0][:, case.rows], *grads[1:]]
 

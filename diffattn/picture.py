@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .kernels.plan import Plan
+from .kernels.plan import Plan, TileList
 
 if TYPE_CHECKING:
     from .recall import Recall
@@ -40,7 +42,8 @@ def sampled_levels(plan: Plan, queries: Tensor, keys: Tensor, batch: int = 0, he
     rows = (asked >= 0).nonzero()[:, 0]
     key_rows = pick(plan.row_of_token)[keys]
     levels = torch.zeros(len(queries), len(keys), dtype=torch.int64)
-    for lists in sorted(plan.lists, key=lambda lists: -lists.pool):
+    for shared in sorted(plan.lists, key=lambda lists: -lists.pool):
+        lists = _of_one_head(shared, pick)
         tiles = plan.level_rows(lists) // lists.tile
         tile = key_rows // (lists.pool * lists.tile)
         seen = pick(lists.to_mask(tiles))[rows // plan.block_q][:, tile]
@@ -50,6 +53,13 @@ def sampled_levels(plan: Plan, queries: Tensor, keys: Tensor, batch: int = 0, he
         hits = torch.zeros(levels.shape, dtype=torch.int32).index_add_(0, asked[rows], seen.int())
         levels = torch.where(hits > 0, lists.pool, levels)
     return levels
+
+
+def _of_one_head(lists: TileList, pick: Callable[[Tensor], Tensor]) -> TileList:
+    # before the lists become masks: those of all heads would be large
+    counts, indices = (pick(part)[None, None] for part in (lists.counts, lists.indices))
+    partial = None if lists.partial is None else pick(lists.partial)[None, None]
+    return replace(lists, counts=counts, indices=indices, partial=partial)
 
 
 def draw_plan(plan: Plan, path: Path, title: str = "", head: int = 0) -> None:
@@ -97,6 +107,23 @@ def draw_recall(recalls: list[Recall], path: Path, title: str = "") -> None:
         axes.set(title=meaning, xlabel="head", ylabel="layer", xticks=range(values.shape[1]))
         axes.set_yticks(range(len(recalls)), [part.layer for part in recalls])
     figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
+def draw_densities(shares: Tensor, path: Path, title: str = "") -> None:
+    """Write a map of layers down and denoising steps across as a PNG; `shares` `(layers, steps)`, from 0 to 1.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    figure_class, _ = _matplotlib()
+    figure = figure_class(figsize=(7.5, 0.12 * len(shares) + 2.4), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares.numpy(), cmap="YlGnBu", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    axes.set(title=title, xlabel="denoising step", ylabel="layer")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_major_locator().set_params(integer=True)
+    figure.colorbar(image, label="share computed")
     figure.savefig(path, dpi=120)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,14 +27,20 @@ class Trial:
         seconds (`float`): of the whole call: text encoder, denoising, VAE.
         density (`float`): of the sparse calls, 1 for a dense run.
         attention_computed (`float`): share of the dense query-key products computed, dense steps and layers included.
-        plan ([`Plan`], *optional*): the last one of the middle sparse layer, on the CPU.
+        plans (`dict[int, Plan]`): the last one of each sparse layer by its number, on the CPU.
     """
 
     frames: np.ndarray
     seconds: float
     density: float = 1.0
     attention_computed: float = 1.0
-    plan: Plan | None = None
+    plans: dict[int, Plan] = field(default_factory=dict)
+
+    @property
+    def plan(self) -> Plan | None:
+        """That of the middle sparse layer."""
+        planned = list(self.plans.values())
+        return planned[len(planned) // 2] if planned else None
 
     def to_dict(self) -> dict:
         """The numbers, JSON-ready."""
@@ -89,11 +95,11 @@ def run_trial(
 
 def _measured(pipe: Any, frames: np.ndarray, seconds: float) -> Trial:
     found = summary(pipe)
-    planned = [layer.plan for model in found.models for layer in model.layers if layer.plan is not None]
-    plan = planned[len(planned) // 2].to("cpu") if planned else None
+    layers = [layer for model in found.models for layer in model.layers]
+    plans = {layer.index: layer.plan.to("cpu") for layer in layers if layer.plan is not None}
     density = 1.0 if found.density is None else found.density
     computed = 1.0 if found.attention_computed is None else found.attention_computed
-    return Trial(frames, seconds, density, computed, plan)
+    return Trial(frames, seconds, density, computed, plans)
 
 
 def _callback(pipe: Any, on_step: Callable[[int, int], None]) -> Callable[..., dict]:

@@ -9,6 +9,7 @@ import typer
 from .bench import bench
 from .compare import compare
 from .demo import demo
+from .density import density
 from .env import env
 from .errors import CommandError
 from .generate import generate
@@ -29,6 +30,7 @@ app.command()(compare)
 app.command()(bench)
 app.command()(demo)
 app.command()(recall)
+app.command()(density)
 app.command()(hunt)
 app.command()(env)
 

@@ -23,8 +23,10 @@ LARGE = {"width": 832, "height": 480, "frames": 81}  # what the large models are
 def controls(worker: Worker) -> dict[str, gr.components.Component]:
     """Components by the name of their field, in the order of [`Request`]; a new one needs a field there."""
     made = _prompt() | _method() | _run(worker.limits.steps)
+    with gr.Accordion("Guidance by heads", open=False, elem_id="guidance"):
+        made |= _guidance(worker)
     with gr.Accordion("Model and size", open=False):
-        made |= _model(worker)
+        made |= _model(worker, made["heads"])
     return {field.name: made[field.name] for field in fields(Request)}
 
 
@@ -65,7 +67,25 @@ def _run(most_steps: int) -> dict:
     return {"steps": steps, "seed": seed}
 
 
-def _model(worker: Worker) -> dict:
+def _guidance(worker: Worker) -> dict:
+    heads = gr.Dropdown(
+        worker.heads(TINY),
+        value=list(DEFAULT.heads),
+        label="Heads",
+        info="layer:head, or a click on a map under By head. Both videos are guided away from losing these",
+        multiselect=True,
+        allow_custom_value=True,
+        elem_id="heads",
+    )
+    with gr.Row():
+        scale = gr.Number(DEFAULT.head_scale, label="Scale", info="0 is off", min_width=120, elem_id="head_scale")
+        strength = gr.Number(
+            DEFAULT.head_strength, label="Strength", info="0 to 1", min_width=120, step=0.1, elem_id="head_strength"
+        )
+    return {"heads": heads, "head_scale": scale, "head_strength": strength}
+
+
+def _model(worker: Worker, heads: gr.Dropdown) -> dict:
     side, frames = worker.limits.side, worker.limits.frames
     model = gr.Dropdown(
         worker.models.choices, value=TINY, label="Model", info=_what_models(worker), allow_custom_value=True
@@ -80,6 +100,14 @@ def _model(worker: Worker) -> dict:
         lambda name: [min(value, bound) for value, bound in zip(_size(name), (side, side, frames))],
         model,
         [width, height, count],
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    model.change(
+        lambda name: gr.Dropdown(worker.heads(name), value=[]),
+        model,
+        heads,
         queue=False,
         show_progress="hidden",
         api_visibility="private",

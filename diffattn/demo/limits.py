@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,8 @@ from .request import Request
 LARGEST_SEED = 2**32 - 1
 LEAST_SIDE = 16
 WHOLE = ("steps", "seed", "width", "height", "frames")
-NUMBERS = ("density", "dense_start", "guidance_scale")
+NUMBERS = ("density", "dense_start", "guidance_scale", "head_scale", "head_strength")
+HEAD = re.compile(r"\d{1,4}:\d{1,4}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Limits:
         return cls() if device == "cpu" else cls(side=1280, frames=121, steps=60, seconds=3600)
 
     def check(self, request: Request) -> Request:
-        """The request with whole numbers as `int`.
+        """The request with whole numbers as `int` and every head once.
 
         Raises:
             ValueError: names the first value that will not do, and the range.
@@ -59,6 +61,7 @@ class Limits:
         for name in NUMBERS:
             _number(name, getattr(request, name))
         self._check_ranges(request)
+        request = replace(request, heads=_heads(request.heads))
         _ = request.config, request.schedule
         return request
 
@@ -70,6 +73,8 @@ class Limits:
             "frames": (1, self.frames),
             "seed": (0, LARGEST_SEED),
             "guidance_scale": (0, 50),
+            "head_scale": (0, 50),
+            "head_strength": (0, 1),
         }
         for name, (least, most) in ranges.items():
             value = getattr(request, name)
@@ -88,6 +93,15 @@ def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(f"{_title(name)} must be a number, not {'empty' if value is None else repr(value)}.")
     return value
+
+
+def _heads(heads: Any) -> tuple[str, ...]:
+    if not isinstance(heads, (list, tuple)):
+        raise ValueError(f"Heads must be a list of layer:head, not {heads!r}.")
+    for head in heads:
+        if not isinstance(head, str) or not HEAD.fullmatch(head):
+            raise ValueError(f"A head is layer:head, such as 4:1, not {str(head)[:40]!r}.")
+    return tuple(dict.fromkeys(heads))
 
 
 def _title(name: str) -> str:

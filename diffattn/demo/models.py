@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from ..assets import tiny_wan
 from ..cli.load import TINY
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w-]*(?:\.[\w-]+)*/[A-Za-z0-9][\w-]*(?:\.[\w-]+)*")
@@ -57,6 +58,10 @@ class Models:
         if name == TINY:
             return name
         return self._folder(name) or self._download(name)
+
+    def folder(self, name: str) -> str | None:
+        """The folder of a model that may be loaded and is on this machine without asking the hub, or None."""
+        return tiny_wan() if name == TINY else self._folder(name)
 
     def _folder(self, name: str) -> str | None:
         if self.root is None or not name or "\0" in name:

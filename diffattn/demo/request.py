@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..cli.load import TINY
 from ..config import AttentionConfig, config
+from ..guidance.config import SCALE
 from ..schedule import Schedule
 
 
@@ -24,6 +25,9 @@ class Request:
         width, height (`int`): pixels.
         frames (`int`): frames of the video.
         guidance_scale (`float`): classifier-free guidance, 1 is off.
+        heads (`tuple[str, ...]`): attention heads to guide both runs by, each as `"layer:head"`; none is off.
+        head_scale (`float`): w of that guidance.
+        head_strength (`float`): u, how far these heads are perturbed, 0 to 1.
     """
 
     prompt: str
@@ -37,6 +41,9 @@ class Request:
     height: int = 128
     frames: int = 33
     guidance_scale: float = 3.0
+    heads: tuple[str, ...] = ()
+    head_scale: float = SCALE
+    head_strength: float = 1.0
 
     @property
     def config(self) -> AttentionConfig:

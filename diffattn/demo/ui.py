@@ -9,6 +9,7 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from . import controls, report
+from .heads import head_at, toggled
 from .request import Request
 from .sessions import Sessions
 from .worker import DENSE, Compared, Failed, Made, Progress, Stopped, Worker
@@ -60,17 +61,24 @@ def _outputs() -> dict[str, gr.components.Component]:
     with gr.Row(equal_height=False):
         with gr.Column(min_width=320):
             numbers = gr.HTML(report.show_numbers([]), elem_id="numbers", padding=False)
-        with gr.Column(min_width=320):
-            picture = gr.Image(
-                label="Attention map",
-                elem_id="map",
-                type="filepath",
-                interactive=False,
-                height=400,
-                show_label=False,
-                buttons=["download", "fullscreen"],
-            )
-    return {"status": status, "dense": dense, "sparse": sparse, "numbers": numbers, "picture": picture}
+        with gr.Column(min_width=320), gr.Tabs():
+            with gr.Tab("Attention map"):
+                picture = _picture("map")
+            with gr.Tab("By head", elem_id="by-head"):
+                heads = _picture("head-maps")
+    names = ("status", "dense", "sparse", "numbers", "picture", "head_maps")
+    return dict(zip(names, (status, dense, sparse, numbers, picture, heads)))
+
+
+def _picture(name: str) -> gr.Image:
+    return gr.Image(
+        elem_id=name,
+        type="filepath",
+        interactive=False,
+        height=400,
+        show_label=False,
+        buttons=["download", "fullscreen"],
+    )
 
 
 class _Page:
@@ -103,6 +111,8 @@ class _Page:
         )
         for ended in (run.success, run.failure):
             ended(lambda: _buttons(busy=False), None, buttons, **hidden)
+        run.success(self.learn, inputs["model"], inputs["heads"], **hidden)
+        outputs["head_maps"].select(self.choose, inputs["heads"], inputs["heads"], **hidden)
         cancel.click(self.cancel, None, [*buttons, outputs["status"]], cancels=[run], **hidden)
 
     def check(self, *values) -> tuple:
@@ -115,7 +125,12 @@ class _Page:
         run = self.sessions.begin(request.session_hash or "")
         made: list[Made] = []
         yield self._show(
-            status=report.waiting(), dense=None, sparse=None, numbers=report.show_numbers([]), picture=None
+            status=report.waiting(),
+            dense=None,
+            sparse=None,
+            numbers=report.show_numbers([]),
+            picture=None,
+            head_maps=None,
         )
         try:
             for event in self.worker.run(asked, run):
@@ -137,6 +152,14 @@ class _Page:
         self.sessions.stop(request.session_hash or "")
         return *_buttons(busy=False), report.show_message("Cancelled.", "stopped")
 
+    def learn(self, model: str) -> gr.Dropdown:
+        """The heads of a model that had to be downloaded before they were known."""
+        return gr.skip() if self.worker.models.folder(model) else gr.Dropdown(self.worker.heads(model))
+
+    def choose(self, heads: list[str], click: gr.SelectData) -> list[str]:
+        """A click on the map of a head chooses that head, or takes it back."""
+        return toggled(heads, head_at(*click.index))
+
     def close(self, request: gr.Request) -> None:
         """The tab was closed."""
         self.sessions.close(request.session_hash or "")
@@ -156,6 +179,7 @@ class _Page:
             sparse=str(sparse.path),
             numbers=report.show_numbers(made, compared),
             picture=compared.picture and str(compared.picture),
+            head_maps=compared.heads and str(compared.heads),
         )
 
     def _show(self, **values) -> dict:

@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,13 +18,16 @@ from typing import Any
 import torch
 from diffusers.utils import export_to_video, logging
 
+from ..apply import find_transformers
 from ..cli.errors import CommandError
 from ..cli.load import check_frames, load_pipeline
 from ..cli.settings import default_fps, place
 from ..config import AttentionConfig
+from ..guidance import guided, map_model
 from ..metrics import Comparison, compare_videos
 from ..picture import draw_plan
 from ..trial import Trial, run_trial
+from .heads import draw_heads, head_names, model_in
 from .limits import Limits
 from .models import Models
 from .request import Request
@@ -69,11 +73,12 @@ class Made:
 
 @dataclass(frozen=True)
 class Compared:
-    """The last event: how close the sparse video is to the dense one, and the attention map of the method."""
+    """The last event: how close the sparse video is to the dense one, and the method's maps of one head and of all."""
 
     comparison: Comparison
     tokens: int | None
     picture: Path | None
+    heads: Path | None
 
 
 Event = Progress | Made | Compared
@@ -99,6 +104,7 @@ class Worker:
         self.device, self.dtype = place(device, dtype)
         self.limits = limits or Limits.of(torch.device(self.device).type)
         self._loaded: tuple[str, Any] | None = None
+        self._heads: dict[str, list[str]] = {}
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
         # one thread for good: a new one for each run would leave memory of its own behind
         threading.Thread(target=_serve, args=(self._jobs,), name="diffattn-demo", daemon=True).start()
@@ -117,6 +123,13 @@ class Worker:
         """
         self.models.check(request.model)
         return self.limits.check(request)
+
+    def heads(self, model: str) -> list[str]:
+        """The heads of a model as `"layer:head"`; none while they are not known, as before a download."""
+        if model not in self._heads and (folder := self.models.folder(model)) is not None:
+            found = model_in(folder)
+            self._heads[model] = [] if found is None else head_names(found)
+        return self._heads.get(model, [])
 
     def run(self, request: Request, run: Run) -> Iterator[Event]:
         """Events of a checked request; closing the iterator, or `run.stop`, ends the work at the next step.
@@ -156,16 +169,14 @@ class Worker:
         pipe = self._pipeline(request.model)
         check_frames(pipe, request.frames)
         clock = _Clock(run.stop, self.limits.seconds, 2 * request.steps, say)
-        dense = self._make(pipe, request, None, run, clock)
-        say(dense)
-        sparse = self._make(pipe, request, request.config, run, clock)
-        say(sparse)
+        with _guidance(pipe, request):
+            dense = self._make(pipe, request, None, run, clock)
+            say(dense)
+            sparse = self._make(pipe, request, request.config, run, clock)
+            say(sparse)
         say(Progress("Comparing"))
         comparison = compare_videos(sparse.trial.frames, dense.trial.frames)
-        plan, picture = sparse.trial.plan, run.folder / "attention.png"
-        if plan is not None:
-            draw_plan(plan, picture, f"{request.method}, middle layer, last step: density {plan.density:.3f}")
-        say(Compared(comparison, plan and plan.tokens, plan and picture))
+        say(Compared(comparison, *_pictures(pipe, request, sparse.trial, run.folder)))
 
     def _make(self, pipe: Any, request: Request, config: AttentionConfig | None, run: Run, clock: _Clock) -> Made:
         name = config.method if config else DENSE
@@ -185,6 +196,7 @@ class Worker:
             gc.collect()  # the old model must be gone before the new one comes
             pipe = load_pipeline(folder, self.device, self.dtype)
             pipe.set_progress_bar_config(disable=True)
+            self._heads[name] = head_names(map_model(find_transformers(pipe)[0]))
             self._loaded = folder, pipe
         return self._loaded[1]
 
@@ -194,6 +206,22 @@ def _serve(jobs: queue.Queue) -> None:
         work()
         del work  # it holds the worker, and this thread is not to keep it alive
         jobs.task_done()
+
+
+def _guidance(pipe: Any, request: Request) -> AbstractContextManager:
+    if not request.heads:
+        return nullcontext()
+    return guided(pipe, list(request.heads), scale=request.head_scale, strength=request.head_strength)
+
+
+def _pictures(pipe: Any, request: Request, trial: Trial, folder: Path) -> tuple[int | None, Path | None, Path | None]:
+    """Number of tokens, the map of one head and those of all; None where nothing ran sparse."""
+    if trial.plan is None:
+        return None, None, None
+    one, every = folder / "attention.png", folder / "heads.png"
+    draw_plan(trial.plan, one, f"{request.method}, middle layer, last step: density {trial.plan.density:.3f}")
+    draw_heads(trial.plans, map_model(find_transformers(pipe)[0]), request.heads, every)
+    return trial.plan.tokens, one, every
 
 
 class _Clock:

@@ -25,10 +25,19 @@ def with_table(text: str) -> str:
     Raises:
         ValueError: the text lacks the marks.
     """
-    if not -1 < text.find(START) < text.find(END):
-        raise ValueError(f"the text has no {START!r} that is followed by {END!r}")
-    before, rest = text.split(START, 1)
-    return f"{before}{START}\n\n{support_table()}\n\n{END}{rest.split(END, 1)[1]}"
+    return renewed(text, START, END, support_table())
+
+
+def renewed(text: str, start: str, end: str, block: str) -> str:
+    """`text`, with `block` instead of what is between two marks.
+
+    Raises:
+        ValueError: the text lacks the marks.
+    """
+    if not -1 < text.find(start) < text.find(end):
+        raise ValueError(f"the text has no {start!r} that is followed by {end!r}")
+    before, rest = text.split(start, 1)
+    return f"{before}{start}\n\n{block}\n\n{end}{rest.split(end, 1)[1]}"
 
 
 def methods_for(adapter: Adapter) -> list[str]:

@@ -13,6 +13,7 @@ if not os.path.exists(CHROMIUM):
     pytest.skip(f"the browser test needs {CHROMIUM}", allow_module_level=True)
 
 from diffattn.demo import Worker, build_demo, launch  # noqa: E402
+from diffattn.demo.heads import CAPTION, GAP, SIDE  # noqa: E402
 
 ARGS = [
     "--headless",
@@ -25,7 +26,7 @@ ARGS = [
     "--disable-sync",
 ]
 WIDE, PHONE = {"width": 1280, "height": 1000}, {"width": 390, "height": 844}
-PATIENCE = 300_000 if os.environ.get("SCREENSHOTS") else 60_000  # milliseconds
+PATIENCE = 900_000 if os.environ.get("SCREENSHOTS") else 60_000  # milliseconds
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,7 @@ def test_a_prompt_becomes_two_videos_that_play_with_numbers_and_a_map(open_page)
     fill(page, prompt="a green square moves down over a yellow background")
     choose(page, "pyramid")
     if os.environ.get("SCREENSHOTS"):
-        fill(page, steps=20)
+        fill(page, steps=10)
         size = 128
     else:
         make_small(page)
@@ -147,6 +148,51 @@ def test_a_prompt_becomes_two_videos_that_play_with_numbers_and_a_map(open_page)
     table, video = (page.locator(name).bounding_box() for name in ("#numbers table", "#dense"))
     assert table["x"] + table["width"] <= video["x"] + video["width"] + 1
     keep(page, "demo")
+
+
+def test_heads_are_chosen_by_name_and_by_clicks_on_their_maps(open_page):
+    page = open_page()
+    make_small(page, frames=9)
+    page.get_by_text("Guidance by heads").click()
+    fill(page, head_scale=2)
+    page.locator("#generate").click()
+    page.locator(".status.done").wait_for()
+    plain = page.locator("#dense video").get_attribute("src")
+    page.locator("#heads input").click()
+    page.get_by_role("option", name="2:1").click()
+    page.keyboard.press("Escape")
+    page.get_by_role("tab", name="By head").click()
+    click_on_map(page, 3, 0)
+    page.wait_for_function("() => document.querySelector('#heads').innerText.includes('3:0')")
+    assert "2:1" in page.locator("#heads").inner_text()
+    page.locator("#generate").click()
+    page.wait_for_function(
+        "was => ![undefined, was].includes(document.querySelector('#dense video')?.getAttribute('src'))", arg=plain
+    )
+    page.locator(".status.done").wait_for()
+    assert page.locator("#head-maps img").is_visible() and fits(page)
+    assert page.locator("#head_scale input").input_value() == "2"
+    keep(page, "demo-heads")
+
+
+def click_on_map(page, layer: int, head: int) -> None:
+    """A click in the middle of the map of a head."""
+    image = page.locator("#head-maps img")
+    box, (wide, high) = image.bounding_box(), image.evaluate("image => [image.naturalWidth, image.naturalHeight]")
+    scale = min(box["width"] / wide, box["height"] / high)
+    x, y = GAP + layer * (SIDE + GAP) + SIDE / 2, GAP + head * (CAPTION + SIDE + GAP) + SIDE / 2
+    left, top = (box["width"] - scale * wide) / 2, (box["height"] - scale * high) / 2
+    image.click(position={"x": left + scale * x, "y": top + scale * y})
+
+
+def test_a_head_that_is_not_there_is_a_message(open_page):
+    page = open_page()
+    make_small(page)
+    page.get_by_text("Guidance by heads").click()
+    page.locator("#heads input").fill("9:0")
+    page.keyboard.press("Enter")
+    page.locator("#generate").click()
+    assert "has layers 0..5" in message(page) and "Traceback" not in page.content()
 
 
 def test_cancel_stops_the_work(open_page, worker):

@@ -14,8 +14,8 @@ GOOD = Request("a red circle", steps=2)
 
 
 def test_a_good_request_comes_back_with_whole_numbers():
-    checked = Limits().check(replace(GOOD, steps=3.0, width=64.0))
-    assert checked == replace(GOOD, steps=3, width=64) and isinstance(checked.steps, int)
+    checked = Limits().check(replace(GOOD, steps=3.0, width=64.0, heads=["2:1", "0:3", "2:1"]))
+    assert checked == replace(GOOD, steps=3, width=64, heads=("2:1", "0:3")) and isinstance(checked.steps, int)
     assert checked.inputs["num_inference_steps"] == 3 and checked.schedule.dense_start == 0.2
 
 
@@ -38,6 +38,12 @@ def test_a_good_request_comes_back_with_whole_numbers():
         ({"guidance_scale": -1}, "Guidance scale must be from 0 to 50, not -1."),
         ({"density": 0}, "density must be above 0 and at most 1, got 0"),
         ({"dense_start": 2}, "dense_start must be a fraction"),
+        ({"head_scale": 51}, "Head scale must be from 0 to 50, not 51."),
+        ({"head_strength": -0.1}, "Head strength must be from 0 to 1, not -0.1."),
+        ({"heads": "1:2"}, "Heads must be a list of layer:head, not '1:2'."),
+        ({"heads": ["1:2", "one:2"]}, "A head is layer:head, such as 4:1, not 'one:2'."),
+        ({"heads": ["blocks.1.attn1:2"]}, "A head is layer:head, such as 4:1, not 'blocks.1.attn1:2'."),
+        ({"heads": [{}]}, "A head is layer:head, such as 4:1, not '{}'."),
         ({"method": "../x"}, "unknown method '../x'"),
     ],
 )
@@ -110,5 +116,6 @@ def test_the_page_is_built_without_launching_and_has_a_control_for_every_field()
     assert not demo.is_running and demo.analytics_enabled is False
     generate = next(fn for fn in demo.fns.values() if fn.api_name == "generate")
     assert len(generate.inputs) == len(fields(Request)) and generate.concurrency_limit == 1
-    assert [component.value for component in generate.inputs[1:]] == list(vars(Request("")).values())[1:]
+    defaults = {**vars(Request("")), "heads": []}
+    assert [component.value for component in generate.inputs[1:]] == list(defaults.values())[1:]
     assert [fn.api_name for fn in demo.fns.values() if fn.api_visibility == "public"] == ["generate"]

@@ -94,7 +94,12 @@ def test_what_takes_too_long_is_stopped(run):
 
 
 @pytest.mark.parametrize(
-    "values, message", [({"frames": 6}, "frames must be 5 or 9"), ({"width": 72}, "divisible by 16")]
+    "values, message",
+    [
+        ({"frames": 6}, "frames must be 5 or 9"),
+        ({"width": 72}, "divisible by 16"),
+        ({"heads": ("9:0",)}, "no layer 9: WanTransformer3DModel has layers 0..5"),
+    ],
 )
 def test_what_the_pipeline_refuses_is_one_line(worker, run, values, message):
     with pytest.raises(Failed, match=message) as error:
@@ -127,11 +132,12 @@ def test_two_users_at_once_get_their_own_results_and_leave_no_files(tmp_path, wo
     results = [job.result(timeout=200) for job in jobs]
     (folder,) = (tmp_path / "gradio").iterdir()
     assert len(os.listdir(folder)) == 2
-    for request, (status, dense, sparse, numbers, picture) in zip(asked, results):
+    for request, (status, dense, sparse, numbers, *pictures) in zip(asked, results):
         made = [event for event in worker.run(request, Run(run.folder)) if isinstance(event, Made)]
         for mine, expected in zip((dense, sparse), made):
             assert np.array_equal(iio.imread(_path(mine)), iio.imread(expected.path))
-        assert "Done" in status and "PSNR to dense" in numbers and os.path.getsize(picture) > 1000
+        assert "Done" in status and "PSNR to dense" in numbers
+        assert len(pictures) == 2 and all(os.path.getsize(picture) > 1000 for picture in pictures)
     for client in clients:
         client.close()
     assert wait_for(lambda: not os.listdir(folder)), "files stay though the users are gone"
@@ -150,7 +156,11 @@ def test_an_api_user_who_cancels_stops_the_work(url, worker):
 
 def test_a_wrong_value_is_a_message_over_the_api_too(url):
     client = Client(url, verbose=False)
-    for values, message in (({"steps": 0}, "Steps must be from 1 to 50"), ({"model": "/etc"}, "The model must be")):
+    for values, message in (
+        ({"steps": 0}, "Steps must be from 1 to 50"),
+        ({"model": "/etc"}, "The model must be"),
+        ({"heads": ("x",)}, "A head is"),
+    ):
         with pytest.raises(AppError, match=message) as error:
             client.predict(*astuple(replace(SMALL, **values)), api_name="/generate")
         assert "Traceback" not in str(error.value)

@@ -1,0 +1,69 @@
+"""`diffattn density`: what share of the attention a run computes, layer by layer and step by step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from torch import Tensor
+
+from . import settings
+from .errors import CommandError, user_errors
+from .load import TINY, check_frames, load_pipeline
+from .output import check_png
+from .recall import PROMPT
+
+
+def density(
+    prompt: Annotated[str, typer.Argument(help="What the video shows.")] = PROMPT,
+    method: Annotated[str, typer.Option(help="Attention method.")] = "auto",
+    density: settings.Density = None,
+    dense_start: settings.DenseStart = 0.2,
+    dense_end: Annotated[float, typer.Option(help="Share of last steps that stay dense, from 1 up a count.")] = 0.0,
+    dense_layers: settings.DenseLayers = 1,
+    impl: settings.Impl = "auto",
+    model: settings.Model = TINY,
+    frames: settings.Frames = None,
+    steps: settings.Steps = None,
+    seed: settings.Seed = 0,
+    device: settings.Device = None,
+    dtype: settings.Dtype = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The png to draw into.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Run a model sparsely on PROMPT and tell what share of its attention every layer computed in every step."""
+    if output is not None:
+        check_png(output, force)
+    sizes = {"num_frames": frames, "num_inference_steps": steps}
+    inputs = settings.pipeline_options(model, sizes, None, None) | {"prompt": prompt}
+    sparse = settings.attention(method, density, dense_start, dense_end, dense_layers, impl)
+    if sparse is None:
+        raise CommandError("--method dense computes all of it in every layer and step")
+    pipe = load_pipeline(model, *settings.place(device, dtype))
+    check_frames(pipe, frames)
+    shares = _watch(pipe, inputs, sparse, seed)
+    if output is not None:
+        from ..picture import draw_densities
+
+        with user_errors(ImportError):
+            draw_densities(shares, output, title=f"{method}: {shares.nanmean():.1%} of the attention computed")
+    if as_json:
+        cells = [[None if share != share else round(share, 4) for share in row] for row in shares.tolist()]
+        typer.echo(json.dumps({"method": method, "layers": cells}, indent=2))
+        return
+    typer.echo("layer  least  mean   most   over the steps")
+    for layer, row in enumerate(shares):
+        known = row[~row.isnan()]
+        if len(known):
+            typer.echo(f"{layer:<5}  {known.min():.3f}  {known.mean():.3f}  {known.max():.3f}")
+
+
+def _watch(pipe: Any, inputs: dict, sparse: settings.Attention, seed: int) -> Tensor:
+    from ..densities import densities
+
+    config, schedule, impl = sparse
+    with user_errors(ValueError, TypeError):
+        return densities(pipe, inputs, config, schedule=schedule, impl=impl, seed=seed)
