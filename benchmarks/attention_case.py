@@ -91,7 +91,9 @@ def sampled_attention(case: Case, seen: Tensor, dtype: torch.dtype, backward: bo
     scores = (q @ k.mT * case.dim**-0.5).masked_fill(~seen, -torch.inf)
     peak = scores.amax(-1, keepdim=True)
     weights = (scores - peak).exp()
-    if dtype != torch.float64:  # fused kernels round probabilities to the dtype of value, torch's before it adds them up
+    if (
+        dtype != torch.float64
+    ):  # fused kernels round probabilities to the dtype of value, torch's before it adds them up
         weights = weights.to(case.dtype).to(dtype)
     total = weights.sum(-1, keepdim=True)
     out = (weights @ v / total).transpose(1, 2)
