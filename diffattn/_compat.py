@@ -11,7 +11,7 @@ import diffusers
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks._helpers import AttentionProcessorRegistry, TransformerBlockRegistry
 from diffusers.hooks.context_parallel import ContextParallelSplitHook
-from diffusers.hooks.hooks import CacheContext, StateManager, _set_cache_context
+from diffusers.hooks.hooks import StateManager
 from diffusers.models.attention_dispatch import (
     AttentionBackendName,
     _AttentionBackendRegistry,
@@ -23,6 +23,15 @@ from diffusers.utils.torch_utils import unwrap_module
 from packaging.version import Version
 from torch import nn
 
+try:
+    from diffusers.hooks.hooks import CacheContext, _set_cache_context
+except ImportError:  # before diffusers 0.41 a context was its name and nothing more
+    CacheContext = str
+
+    def _set_cache_context(module: nn.Module, context: str | None) -> None:
+        HookRegistry.check_if_exists_or_initialize(module)._set_context(context)
+
+
 __all__ = [
     "DTYPE",
     "ContextParallelSplitHook",
@@ -31,6 +40,7 @@ __all__ = [
     "StateManager",
     "active_backend",
     "block_outputs",
+    "context_name",
     "apply_rotary_emb",
     "context_parallel_attention",
     "dispatch_attention_fn",
@@ -96,13 +106,19 @@ def block_outputs(cls: type) -> list[int] | None:
     return sorted((which for which, place in enumerate(places) if place is not None), key=lambda which: places[which])
 
 
+def context_name(context: CacheContext | str | None) -> str | None:
+    """What the pipeline calls this pass."""
+    return getattr(context, "name", context)
+
+
 @contextmanager
 def renamed_context(module: nn.Module, context: CacheContext | None, suffix: str) -> Iterator[None]:
     """Let step caches keep what they know of this pass apart from what they know of the pass named in `context`."""
     if context is None:
         yield
         return
-    _set_cache_context(module, replace(context, name=context.name + suffix))
+    renamed = context + suffix if isinstance(context, str) else replace(context, name=context.name + suffix)
+    _set_cache_context(module, renamed)
     try:
         yield
     finally:

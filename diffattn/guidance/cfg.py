@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._compat import context_name
+
 COND, UNCOND, BOTH = "cond", "uncond", "both"
 NAMES = {"cond": COND, "uncond": UNCOND, "cond_uncond": BOTH}  # of cache contexts
 
@@ -85,11 +87,12 @@ class PipelineCfg:
     def kind(self, context: Any, inputs: dict, step: int | None) -> str:
         """`"cond"`, `"uncond"`, or `"both"` for [uncond; cond], of a call of the transformer."""
         self._check_run()
-        named = NAMES.get(getattr(context, "name", None))
+        name = context_name(context)
+        named = NAMES.get(name)
         if named is not None:
             return COND if named == BOTH and not self._on() else named
         if context is not None and self.name:
-            raise ValueError(f"{self.name} calls its transformer as {context.name!r}, which is not known here")
+            raise ValueError(f"{self.name} calls its transformer as {name!r}, which is not known here")
         if self.name in BATCHED:
             return BOTH if self._on() else COND
         return self._of_two(inputs, step) if self.name in CALLS else COND

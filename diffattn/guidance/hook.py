@@ -30,10 +30,11 @@ class _Context(StateManager):
 
     def __init__(self) -> None:
         super().__init__(None)
+        self.known: Any = None
 
-    @property
-    def known(self) -> Any:
-        return self._context
+    def set_context(self, context: Any) -> None:
+        super().set_context(context)
+        self.known = context
 
 
 @dataclass(frozen=True)
