@@ -1,7 +1,7 @@
 """Train the tiny Wan transformer and text encoder; `python -m examples.tiny_wan.train --help`.
 
 A run is one phase: some minutes on a mixture of token grids. Phases continue one another through --resume,
-coarse and cheap grids first, the reference grid (9 x 8 x 8 tokens: 33 frames of 128 x 128) last.
+coarse and cheap grids first, the reference grid (9 x 16 x 16 tokens: 33 frames of 128 x 128) last.
 """
 
 import argparse
