@@ -2,21 +2,25 @@
 
 import pytest
 import torch
+from diffattn.pipelines.wan_modular import WanSparseBlocks
 from diffusers.modular_pipelines.wan.modular_blocks_wan import WanBlocks
 
 import diffattn
 
 
-@pytest.fixture
-def pipe():
-    blocks = WanBlocks()
+def build(blocks):
     blocks.sub_blocks.pop("text_encoder")  # diffusers' needs ftfy, and embeddings are given here
     pipe = blocks.init_pipeline(diffattn.tiny_wan())
     pipe.load_components(dtype=torch.float32)
     return pipe
 
 
-def run(pipe):
+@pytest.fixture
+def pipe():
+    return build(WanBlocks())
+
+
+def run(pipe, **more):
     embeds = torch.randn(2, 1, 12, pipe.transformer.config.text_dim, generator=torch.Generator().manual_seed(1))
     return pipe(
         prompt_embeds=embeds[0],
@@ -27,6 +31,7 @@ def run(pipe):
         num_inference_steps=2,
         generator=torch.Generator().manual_seed(0),
         output="latents",
+        **more,
     )
 
 
@@ -41,3 +46,21 @@ def test_a_modular_wan_pipeline_follows_the_schedule_and_returns(pipe):
     assert sparse.isfinite().all() and not torch.equal(sparse, dense)
     diffattn.disable(pipe)
     assert torch.equal(run(pipe), dense)
+
+
+def test_sparse_blocks_equal_enable_and_leave_nothing_behind(pipe):
+    config, schedule = diffattn.NeighborhoodConfig(density=0.4), diffattn.Schedule(dense_start=1, dense_layers=1)
+    dense = run(pipe)
+    diffattn.enable(pipe, config, schedule=schedule)
+    wanted = run(pipe)
+    sparse = build(WanSparseBlocks())
+    processors = dict(sparse.transformer.attn_processors)
+    assert torch.equal(run(sparse, diffattn_config=config, diffattn_schedule=schedule), wanted)
+    assert sparse.transformer.attn_processors == processors and not torch.equal(wanted, dense)
+    with pytest.raises(ValueError, match="unknown method"):
+        run(sparse, diffattn_config="nothing")
+    assert sparse.transformer.attn_processors == processors
+
+
+def test_sparse_blocks_take_the_default_method():
+    assert not torch.equal(run(build(WanSparseBlocks())), run(build(WanBlocks())))
