@@ -133,14 +133,14 @@ def publish(heads: HeadSet, folder: Path) -> None:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=["likeness"])
+    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=["sharpness"])
     parser.add_argument("--prompts", type=int, default=6)
     parser.add_argument("--held-out", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--top-k", type=int, default=2)
     parser.add_argument("--keep", type=float, default=0.2, help="share of the heads the screen keeps")
-    parser.add_argument("--scale", type=float, default=1.0, help="w")
-    parser.add_argument("--strength", type=float, default=1.0, help="u")
+    parser.add_argument("--scale", type=float, default=0.5, help="w")
+    parser.add_argument("--strength", type=float, default=0.5, help="u")
     parser.add_argument("--size", type=int, default=64, choices=(32, 64, 128), help="of the grids of training")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="classifier-free guidance, 1 is none")

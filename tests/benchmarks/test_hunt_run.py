@@ -39,7 +39,7 @@ def test_the_embedded_model_brings_heads_of_our_own_search():
     pipe = load()
     diffattn.guide(pipe)
     heads = HeadSet.load(diffattn.tiny_wan())
-    assert "python -m benchmarks.hunt" in heads.search["note"] and heads.search["objective"] == "likeness"
+    assert "python -m benchmarks.hunt" in heads.search["note"] and heads.search["objective"] == "sharpness"
     assert f"scale {heads.guidance.scale:g}, heads " in str(diffattn.summary(pipe))
 
 
