@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 
 import torch
+from torch._subclasses.fake_tensor import is_fake
 
 from diffattn.demo import Request, Worker
 from diffattn.demo.sessions import Sessions
@@ -46,7 +47,9 @@ def left() -> Left:
     everything = gc.get_objects()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some modules of torch warn when they are looked at
-        tensors = [thing for thing in everything if issubclass(type(thing), torch.Tensor)]
+        # of plain memory: fake tensors and the like, which compilers keep, have none
+        tensors = [thing for thing in everything if type(thing) in (torch.Tensor, torch.nn.Parameter)]
+    tensors = [tensor for tensor in tensors if tensor.device.type != "meta" and not is_fake(tensor)]
     storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
     return Left(resident(), len(tensors), sum(storages.values()) / 2**20, len(everything))
 
