@@ -22,7 +22,7 @@ DENSITY, STEPS, SEED = 0.2, 20, 0
 SIDE, GAP, TITLE, CAPTION = 224, 12, 30, 24  # pixels of a clip, between two, of a prompt, of what is under a clip
 PAPER, INK, SOFT = (255, 255, 255), (15, 23, 42), (100, 116, 139)
 PAUSE, FRAME = 1000, 120  # milliseconds of the last frame and of each; GIF counts in hundredths of a second
-COLOURS = 128
+COLOURS = 48
 OUT = Path(__file__).parents[1] / "docs" / "images" / "showcase.gif"
 
 
