@@ -14,7 +14,7 @@ from .worker import Worker
 PROMPTS = (
     "a red circle moves right over a blue background",
     "a green square moves down over a yellow background",
-    "a yellow triangle rests over a purple background",
+    "a yellow triangle stays still over a black background",
 )
 DEFAULT = Request(PROMPTS[0])
 LARGE = {"width": 832, "height": 480, "frames": 81}  # what the large models are trained for
