@@ -15,7 +15,8 @@ from .grid import TokenGrid  # noqa: E402
 from .guidance import GuidanceConfig, HeadPerturbationGuidance, HeadSet, guide, unguide  # noqa: E402
 from .hunting import hunt  # noqa: E402
 from .kernels.attend import attend  # noqa: E402
-from .kernels.plan import Plan, TileList  # noqa: E402
+from .kernels.plan import Plan  # noqa: E402
+from .kernels.tile_list import TileList  # noqa: E402
 from .methods import (  # noqa: E402
     AutoConfig,
     NeighborhoodConfig,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .kernels.plan import Plan, TileList
+from .kernels.plan import Plan
+from .kernels.tile_list import TileList
 
 if TYPE_CHECKING:
     from .recall import Recall

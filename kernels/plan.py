@@ -10,65 +10,10 @@ from torch import Tensor
 
 from .affine import Affine
 from .boxes import Boxes
+from .dense_levels import dense_levels
 from .handles import number_of
 from .routed import RoutedRows
-
-
-@dataclass(frozen=True, eq=False)
-class TileList:
-    """The KV tiles that every query tile visits at one pooling level.
-
-    Args:
-        counts (`torch.Tensor`): `(B|1, H|1, NQ)` int32, how many entries of `indices` are read.
-        indices (`torch.Tensor`): `(B|1, H|1, NQ, M)` int16, int32 or int64, tile numbers within this level, each at
-            most once.
-        tile (`int`): rows of one KV tile.
-        pool (`int`, *optional*, defaults to 1): tokens averaged into one KV row.
-        partial (`torch.Tensor`, *optional*): shape of `indices`, bool; entries in which `Plan.boxes` decide which
-            keys are seen.
-    """
-
-    counts: Tensor
-    indices: Tensor
-    tile: int
-    pool: int = 1
-    partial: Tensor | None = None
-
-    @classmethod
-    def from_mask(cls, mask: Tensor, tile: int, pool: int = 1, partial: Tensor | None = None) -> TileList:
-        """Lists of the kept tiles of a boolean `(B|1, H|1, NQ, NK)` tile mask, ascending; `partial` is a second one.
-
-        >>> lists = TileList.from_mask(torch.tensor([[[[True, False, True], [False, True, False]]]]), tile=64)
-        >>> lists.counts.tolist(), lists.indices.tolist()
-        ([[[2, 1]]], [[[[0, 2], [1, 0]]]])
-        """
-        place = mask.cumsum(-1)
-        counts = place[..., -1].int()
-        width, tiles = max(int(counts.max()), 1), mask.shape[-1]
-        place = (place - 1).masked_fill_(~mask, width)  # tiles not kept go to one column more, which is cut off
-        dtype = torch.int16 if tiles <= 2**15 else torch.int32
-        indices = torch.zeros(*mask.shape[:-1], width + 1, dtype=dtype, device=mask.device)
-        indices.scatter_(-1, place, torch.arange(tiles, dtype=dtype, device=mask.device).expand_as(mask))
-        indices = indices[..., :width].contiguous()
-        if partial is not None:
-            partial = (mask & partial).gather(-1, indices.long()) if bool((mask & partial).any()) else None
-        return cls(counts, indices, tile, pool, partial)
-
-    @property
-    def live(self) -> Tensor:
-        """Shape of `indices`, bool: the entries that are read."""
-        return torch.arange(self.indices.shape[-1], device=self.indices.device) < self.counts[..., None]
-
-    def to_mask(self, tiles: int, entries: Tensor | None = None) -> Tensor:
-        """The boolean `(B|1, H|1, NQ, tiles)` tile mask of these lists, or of some of their `entries`."""
-        live = self.live if entries is None else self.live & entries
-        hits = torch.zeros(*self.indices.shape[:-1], tiles, dtype=torch.int32, device=self.indices.device)
-        return hits.scatter_add_(-1, self.indices.long(), live.to(torch.int32)) > 0
-
-    def to(self, device: torch.device) -> TileList:
-        """The same lists on another device."""
-        partial = None if self.partial is None else self.partial.to(device)
-        return replace(self, counts=self.counts.to(device), indices=self.indices.to(device), partial=partial)
+from .tile_list import TileList
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,33 +206,11 @@ class Plan:
 
     def to_dense_mask(self) -> Tensor:
         """Boolean `(B|1, H|1, S, S)`, which keys each query sees at any level; quadratic, for tests and pictures."""
-        return self.to_dense_levels() > 0
+        return dense_levels(self) > 0
 
     def to_dense_levels(self) -> Tensor:
         """Int32 `(B|1, H|1, S, S)`, the smallest pool at which each query sees each key, 0 where it does not."""
-        query_rows = self.query_rows
-        query_tile = torch.arange(query_rows.shape[-1], device=self.order.device) // self.block_q
-        seen = None
-        for lists in sorted(self.lists, key=lambda lists: -lists.pool):
-            mask = lists.to_mask(self.level_rows(lists) // lists.tile)[:, :, query_tile]  # (b, h, Rq, tiles)
-            tile = self.row_of_token // (lists.pool * lists.tile)
-            valid = self.valid_keys.gather(-1, self.row_of_token.expand(self.valid_keys.shape[0], -1, -1))
-            mask, tile, valid = _broadcast(mask, tile[:, :, None], valid[:, :, None])
-            kept = mask.gather(-1, tile.expand(*mask.shape[:3], -1)) & valid  # (b, h, Rq, S)
-            if lists.partial is not None:
-                kept = kept & self._seen_in_partial(lists, query_tile, tile)
-            kept = _rows_to_tokens(kept, query_rows, self.tokens)
-            level = torch.full((), lists.pool, dtype=torch.int32, device=kept.device)
-            seen = torch.where(kept, level, 0 if seen is None else seen)
-        return seen
-
-    def _seen_in_partial(self, lists: TileList, query_tile: Tensor, tile: Tensor) -> Tensor:
-        """`(b, h, Rq, S)` bool, True outside partial tiles and inside the boxes."""
-        partial = lists.to_mask(self.level_rows(lists) // lists.tile, lists.partial)[:, :, query_tile]
-        rows = torch.arange(self.query_shape[-1], device=self.order.device)
-        inside = self.boxes.inside(rows, self.row_of_token)  # (b, h, Rq, S)
-        partial, tile = _broadcast(partial, tile)
-        return inside | ~partial.gather(-1, tile.expand(*partial.shape[:3], -1))
+        return dense_levels(self)
 
     def describe(self) -> str:
         """One line for people: tokens, padding, tiles, density by level."""
@@ -310,15 +233,3 @@ def _inverse(order: Tensor, tokens: int) -> Tensor:
     if int((order >= 0).sum()) != tokens * order.shape[0] * order.shape[1] or bool((inverse < 0).any()):
         raise ValueError(f"order must hold each of the {tokens} tokens exactly once")
     return inverse
-
-
-def _broadcast(*tensors: Tensor) -> list[Tensor]:
-    batch, heads = (max(tensor.shape[dim] for tensor in tensors) for dim in (0, 1))
-    return [tensor.expand(batch, heads, -1, -1) for tensor in tensors]
-
-
-def _rows_to_tokens(kept: Tensor, query_rows: Tensor, tokens: int) -> Tensor:
-    kept, rows = _broadcast(kept, query_rows[..., None])
-    slot = rows.where(rows >= 0, tokens).long().expand_as(kept)
-    hits = torch.zeros(*kept.shape[:2], tokens + 1, kept.shape[-1], dtype=torch.int32, device=kept.device)
-    return hits.scatter_add_(2, slot, kept.to(torch.int32))[:, :, :tokens] > 0

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .plan import Plan, TileList
+from .plan import Plan
+from .tile_list import TileList
 
 MAX_GROUP = 64  # KV tiles of one group: their visits are bits of an int64
 

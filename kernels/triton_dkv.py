@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .plan import Plan, TileList
+from .plan import Plan
+from .tile_list import TileList
 from .transpose import MAX_GROUP, visitors
 from .triton_common import LOG2_E, block_constants, compiles, load_rows, strides
 from .triton_config import Launch, architecture, launch_for

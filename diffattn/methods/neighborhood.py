@@ -12,7 +12,8 @@ from torch import Tensor
 from ..config import AttentionConfig, check_density, register
 from ..grid import TokenGrid
 from ..kernels.boxes import Boxes
-from ..kernels.plan import Plan, TileList
+from ..kernels.plan import Plan
+from ..kernels.tile_list import TileList
 from ._check import check_triple
 from ._order import coordinates, pack, with_text
 from ._select import extend_text, video_density

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..config import AttentionConfig, check_density, register
 from ..grid import TokenGrid
-from ..kernels.plan import Plan, TileList
+from ..kernels.plan import Plan
+from ..kernels.tile_list import TileList
 from ..schedule import Schedule
 from ._check import is_number
 from ._radial_official import official_tile_mask

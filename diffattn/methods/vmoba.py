@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..config import AttentionConfig, check_density, register
 from ..grid import TokenGrid
-from ..kernels.plan import Plan, TileList
+from ..kernels.plan import Plan
 from ..kernels.routed import RoutedRows
+from ..kernels.tile_list import TileList
 from ..schedule import Schedule
 from ._check import check_choice, check_integer, check_shares, check_size, check_triple, paper_settings
 from ._order import SIZES, pack, with_text

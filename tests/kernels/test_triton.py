@@ -7,8 +7,9 @@ triton = pytest.importorskip("triton")
 
 from diffattn.kernels import triton_forward  # noqa: E402
 from diffattn.kernels.attend import attend  # noqa: E402
-from diffattn.kernels.plan import Plan, TileList  # noqa: E402
+from diffattn.kernels.plan import Plan  # noqa: E402
 from diffattn.kernels.rows import build_pyramid  # noqa: E402
+from diffattn.kernels.tile_list import TileList  # noqa: E402
 from diffattn.kernels.triton_common import launch_order  # noqa: E402
 from diffattn.kernels.triton_config import ARCHITECTURES, launch_for  # noqa: E402
 from diffattn.kernels.triton_forward import forward  # noqa: E402

@@ -6,7 +6,8 @@ import torch
 pytest.importorskip("triton")
 
 from diffattn.kernels.attend import attend
-from diffattn.kernels.plan import Plan, TileList
+from diffattn.kernels.plan import Plan
+from diffattn.kernels.tile_list import TileList
 from diffattn.kernels.transpose import transpose
 from diffattn.kernels.triton_forward import forward
 from triton_plans import inputs, padded_order, plain, random_plan
