@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .plan import Plan
 from .routed import RoutedRows
+from .threads import share_of_threads
 
 SLAB_BYTES = 8 << 20  # per thread, of the query, key and value of one slab
 
@@ -26,14 +27,15 @@ def by_slabs(
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: out `(B, S, H, D)` and lse `(B, H, S)`.
     """
-    slabs = list(_slabs(query, key, plan))
+    learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+    slabs = list(_slabs(query, key, plan, share_of_threads(query.device)[0] if learns else 1))
     parts = (
         attention(query[at, :, heads], key[at, :, kv_heads], value[at, :, kv_heads], part, scale)
         for at, heads, kv_heads, part in slabs
     )
     if len(slabs) == 1:
         return next(parts)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)):
+    if learns:
         return _joined(list(parts), query.shape[0])
     out, lse = torch.empty_like(query, memory_format=torch.contiguous_format), None
     for (at, heads, _, _), (part, part_lse) in zip(slabs, parts):
@@ -43,12 +45,12 @@ def by_slabs(
     return out, lse
 
 
-def _slabs(query: Tensor, key: Tensor, plan: Plan) -> Iterator[tuple[slice, slice, slice, Plan]]:
-    """Batch entries, heads and KV heads of every slab, and their part of the plan."""
+def _slabs(query: Tensor, key: Tensor, plan: Plan, least: int) -> Iterator[tuple[slice, slice, slice, Plan]]:
+    """Batch entries, heads, KV heads (`least` at least, where there are) of every slab, and their part of the plan."""
     batch, _, heads, dim = query.shape
     group = heads // key.shape[2]
     row_bytes = query.element_size() * dim * (plan.query_shape[-1] * group + 2 * plan.order.shape[-1])
-    held = max(1, SLAB_BYTES * torch.get_num_threads() // row_bytes)  # KV heads
+    held = max(least, SLAB_BYTES * torch.get_num_threads() // row_bytes)  # KV heads
     entries = max(1, min(batch, held // key.shape[2]))
     for first in range(0, batch, entries):
         at = slice(first, min(first + entries, batch))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .plan import Plan
+from .threads import in_threads, share_of_threads
 from .torch_softmax import holds_scores, scaled_scores, softmax_attention
 from .worklist import Chunk, Worklist, worklist
 
@@ -33,18 +34,24 @@ class _TileAttention(torch.autograd.Function):
         query, key, value = (rows.contiguous() for rows in (query, key, value))
         out = torch.empty_like(query)
         lse = torch.empty(query.shape[:3], dtype=_wide(query.dtype), device=query.device)
-        work = worklist(plan, query, key, holds_scores(query))
+        workers, each = share_of_threads(query.device)
+        work = worklist(plan, query, key, holds_scores(query), each)
         tiles, keys, values = query.view(-1, plan.block_q, query.shape[-1]), work.granules(key), work.granules(value)
         out_tiles, lse_tiles = out.view_as(tiles), lse.view(tiles.shape[:2])
         out_tiles[work.idle], lse_tiles[work.idle] = 0, -torch.inf
         bias = work.bias(plan, key)
-        key_buffer, value_buffer = (key.new_empty(work.largest * key.shape[-1]) for _ in range(2))
-        for chunk in work.chunks:
-            mask = _mask(plan, work, chunk, bias)
-            k, v = _gather(keys, chunk.visited, key_buffer), _gather(values, chunk.visited, value_buffer)
-            chunk_out, chunk_lse = softmax_attention(tiles[chunk.rows], k, v, mask, scale)
-            out_tiles.index_copy_(0, chunk.rows, chunk_out)
-            lse_tiles.index_copy_(0, chunk.rows, chunk_lse)
+        chunks = iter(work.chunks)  # the workers share it: whoever is free takes the next
+
+        def run(_: int) -> None:
+            key_buffer, value_buffer = (key.new_empty(work.largest * key.shape[-1]) for _ in range(2))
+            for chunk in chunks:
+                mask = _mask(plan, work, chunk, bias)
+                k, v = _gather(keys, chunk.visited, key_buffer), _gather(values, chunk.visited, value_buffer)
+                chunk_out, chunk_lse = softmax_attention(tiles[chunk.rows], k, v, mask, scale)
+                out_tiles.index_copy_(0, chunk.rows, chunk_out)
+                lse_tiles.index_copy_(0, chunk.rows, chunk_lse)
+
+        in_threads(run, min(workers, len(work.chunks)), each)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.plan, ctx.scale = plan, scale
         return out, lse
@@ -54,7 +61,10 @@ class _TileAttention(torch.autograd.Function):
     def backward(ctx, grad_out, grad_lse):
         query, key, value, out, lse = ctx.saved_tensors
         plan, scale, wide = ctx.plan, ctx.scale, lse.dtype
-        work = worklist(plan, query, key, True)
+        # a part of the KV heads for each worker, so that nobody else adds to their gradients
+        workers = min(share_of_threads(query.device)[0], key.shape[0] * key.shape[1])
+        each = max(1, torch.get_num_threads() // workers)
+        work = worklist(plan, query, key, True, each, workers)
         tiles, keys, values = query.view(-1, plan.block_q, query.shape[-1]), work.granules(key), work.granules(value)
         grad_out, out = grad_out.contiguous().view_as(tiles), out.view_as(tiles)
         lse, grad_lse = lse.view(tiles.shape[:2]), grad_lse.contiguous().view(tiles.shape[:2])
@@ -62,7 +72,13 @@ class _TileAttention(torch.autograd.Function):
         grad_tiles = torch.zeros_like(tiles)
         grad_keys, grad_values = ([torch.zeros_like(part, dtype=wide) for part in parts] for parts in (keys, values))
         bias = work.bias(plan, key)
-        for chunk in work.chunks:
+
+        def run(part: int) -> None:
+            for chunk in work.chunks:
+                if chunk.part == part:
+                    add(chunk)
+
+        def add(chunk: Chunk) -> None:
             # dS = P * (dP - (rowsum(dO * O) - dLSE)), both products of which are in float32 at least
             rows = chunk.rows
             q, do, total = tiles[rows], grad_out[rows], lse[rows]
@@ -76,6 +92,8 @@ class _TileAttention(torch.autograd.Function):
             grad_tiles.index_copy_(0, rows, torch.bmm(scores, k).mul_(scale))
             _scatter_add(grad_keys, chunk.visited, torch.bmm(scores.mT, q * scale))
             _scatter_add(grad_values, chunk.visited, torch.bmm(probs.to(k.dtype).mT, do))
+
+        in_threads(run, workers, each)
         grads = (torch.cat([part.view(*key.shape[:2], -1, key.shape[-1]) for part in parts], 2).to(key.dtype)
                  for parts in (grad_keys, grad_values))  # fmt: skip
         return grad_tiles.view_as(query), *grads, None, None

@@ -12,7 +12,7 @@ from torch import Tensor
 from .plan import Plan
 from .tile_list import TileList
 
-CHUNK_BYTES = 2 << 20  # of a chunk per thread: flat optimum between 0.5 and 4 MB on the CPUs measured
+CHUNK_BYTES = 1 << 20  # of a chunk per thread: flat optimum between 0.5 and 4 MB on the CPUs measured
 THIN_TILE = 4  # rows; a level of smaller tiles is gathered on its own, so that it does not cut up the others
 
 
@@ -40,12 +40,14 @@ class Chunk:
     """Query tiles that visit equally many granules of each run.
 
     Args:
+        part (`int`): of the KV heads, of those the worklist was made for.
         rows (`torch.Tensor`): `(n,)`, numbers among all `B * H * NQ` query tiles.
         visited (`list[torch.Tensor]`): per run `(n, L)`, numbers among its `B * Hkv * rows / granule` granules.
         tested (`torch.Tensor`, *optional*): `(n, L)` bool, granules whose keys are tested against the boxes.
         weighted (`bool`): whether some of the keys have log-weights other than 0.
     """
 
+    part: int
     rows: Tensor
     visited: list[Tensor]
     tested: Tensor | None
@@ -60,27 +62,38 @@ class Worklist:
         query (`torch.Tensor`): `(B, H, Rq, D)`.
         key (`torch.Tensor`): `(B, Hkv, Rkv, D)`.
         scored (`bool`): whether the scores of a chunk are held in memory, beside its keys and values.
+        threads (`int`): that work on one chunk.
+        parts (`int`): groups of KV heads; a chunk has query tiles of one of them only.
     """
 
-    def __init__(self, plan: Plan, query: Tensor, key: Tensor, scored: bool) -> None:
+    def __init__(self, plan: Plan, query: Tensor, key: Tensor, scored: bool, threads: int, parts: int) -> None:
         self.runs, self.dtype = _runs(plan), query.dtype
         tiles = query.shape[0] * query.shape[1] * query.shape[2] // plan.block_q
         odd = [part.ne(1).any(1) for part in self.granules(plan.kv_counts.expand(*key.shape[:2], -1))]
         flat = [_Flat(run, query.shape[:2], key.shape[1], tiles, some) for run, some in zip(self.runs, odd)]
         flags = (sum(part.has_partial for part in flat) > 0, sum(part.has_odd for part in flat) > 0)
-        kinds = torch.stack([*(flag.long() for flag in flags), *(part.lengths for part in flat)], -1)
+        group = (
+            torch.arange(tiles, device=key.device)
+            * key.shape[0]
+            * key.shape[1]
+            // tiles
+            * parts
+            // (key.shape[0] * key.shape[1])
+        )
+        kinds = torch.stack([group, *(flag.long() for flag in flags), *(part.lengths for part in flat)], -1)
         found, kind = kinds.unique(dim=0, return_inverse=True)
         order = torch.argsort(kind, stable=True)
         groups = order.split(torch.bincount(kind, minlength=len(found)).tolist())
         row_bytes = 2 * key.shape[-1] * key.element_size() + scored * 4 * plan.block_q
-        self.chunks, self.idle = [], order[:0]  # query tiles that visit nothing
-        for (partial, weighted, *lengths), rows in zip(found.tolist(), groups):
+        self.chunks, idle = [], [order[:0]]
+        for (part, partial, weighted, *lengths), rows in reversed(list(zip(found.tolist(), groups))):
             keys = sum(length * run.granule for length, run in zip(lengths, self.runs))
             if not keys:
-                self.idle = rows
+                idle.append(rows)
             else:
-                size = max(1, CHUNK_BYTES * torch.get_num_threads() // (row_bytes * keys))
-                self.chunks += [_chunk(part, lengths, flat, partial, weighted) for part in rows.split(size)]
+                size = max(1, CHUNK_BYTES * threads // (row_bytes * keys))
+                self.chunks += [_chunk(part, some, lengths, flat, partial, weighted) for some in rows.split(size)]
+        self.idle = torch.cat(idle)  # query tiles that visit nothing
 
     @property
     def largest(self) -> int:
@@ -102,11 +115,11 @@ class Worklist:
         return self.granules(plan.kv_counts.expand(*key.shape[:2], -1).to(wide).log())
 
 
-def worklist(plan: Plan, query: Tensor, key: Tensor, scored: bool) -> Worklist:
+def worklist(plan: Plan, query: Tensor, key: Tensor, scored: bool, threads: int = 1, parts: int = 1) -> Worklist:
     """The plan's worklist for these shapes, built once."""
-    at = (tuple(query.shape), tuple(key.shape), query.dtype, scored, torch.get_num_threads())
+    at = (tuple(query.shape), tuple(key.shape), query.dtype, scored, threads, parts)
     if at not in plan._cache:
-        plan._cache[at] = Worklist(plan, query, key, scored)
+        plan._cache[at] = Worklist(plan, query, key, scored, threads, parts)
     return plan._cache[at]
 
 
@@ -121,10 +134,10 @@ def _runs(plan: Plan) -> list[Run]:
     return runs
 
 
-def _chunk(rows: Tensor, lengths: list[int], flat: list[_Flat], partial: int, weighted: int) -> Chunk:
-    at = [part.first[rows, None] + torch.arange(length, device=rows.device) for part, length in zip(flat, lengths)]
-    visited = [part.granules[index] for part, index in zip(flat, at)]
-    return Chunk(rows, visited, flat[0].partial[at[0]] if partial else None, bool(weighted))
+def _chunk(part: int, rows: Tensor, lengths: list[int], flat: list[_Flat], partial: int, weighted: int) -> Chunk:
+    at = [run.first[rows, None] + torch.arange(length, device=rows.device) for run, length in zip(flat, lengths)]
+    visited = [run.granules[index] for run, index in zip(flat, at)]
+    return Chunk(part, rows, visited, flat[0].partial[at[0]] if partial else None, bool(weighted))
 
 
 class _Flat:

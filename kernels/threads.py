@@ -1,0 +1,54 @@
+"""Several threads that each run whole chains of operations, instead of all threads in every operation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from threading import Barrier
+
+import torch
+
+MOST = 8  # threads that take turns in the interpreter without waiting for it
+
+
+def share_of_threads(device: torch.device) -> tuple[int, int]:
+    """Workers for `in_threads` on `device`, and the threads of torch for each of them."""
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    workers = min(threads, MOST)
+    return workers, threads // workers
+
+
+def in_threads(run: Callable[[int], None], workers: int, each: int) -> None:
+    """`run(0)`, ..., `run(workers - 1)` at once, without gradients, each with `each` threads for its operations.
+
+    A chain of small operations loses a fifth of its time where every one of them starts and waits for all threads,
+    and most of it where one of these is kept waiting by other programs.
+    """
+    if workers == 1:
+        return run(0)
+    futures = [_pool(os.getpid(), workers, each).submit(_without_gradients, run, index) for index in range(workers)]
+    for future in futures:
+        future.result()
+
+
+def _without_gradients(run: Callable[[int], None], index: int) -> None:
+    with torch.no_grad():
+        run(index)
+
+
+@cache
+def _pool(process: int, workers: int, each: int) -> ThreadPoolExecutor:
+    """Threads of this process, a fork has none of them; torch keeps the number of threads for each."""
+    before, ready = torch.get_num_threads(), Barrier(workers)
+    pool = ThreadPoolExecutor(workers, "diffattn")
+
+    def start(_: int) -> None:
+        torch.get_num_threads()  # a thread that has not asked takes up the common number later
+        torch.set_num_threads(each)
+        ready.wait()  # so that every thread gets one of these
+
+    list(pool.map(start, range(workers)))
+    torch.set_num_threads(before)  # of this thread, and of threads to come
+    return pool

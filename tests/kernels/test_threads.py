@@ -1,0 +1,76 @@
+"""Chains of operations in threads of their own: the same results, numbers of threads left alone, errors passed on."""
+
+import threading
+
+import pytest
+import torch
+from diffattn.kernels.threads import MOST, in_threads, share_of_threads
+from triton_plans import inputs, padded_order, random_plan
+
+from diffattn import attend
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_every_worker_has_its_share_and_nobody_else_loses_theirs(threads):
+    workers, each = share_of_threads(torch.device("cpu"))
+    assert workers == threads and each == 1
+    seen, grads, together = {}, [], threading.Barrier(workers)
+
+    def run(index):
+        together.wait(10)  # all at once, or never
+        seen[index] = torch.get_num_threads()
+        grads.append(torch.is_grad_enabled())
+
+    with torch.no_grad():
+        in_threads(run, workers, each)
+    assert seen == dict.fromkeys(range(workers), 1) and not any(grads)
+    later = []
+    other = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    other.start()
+    other.join()
+    assert torch.get_num_threads() == threads and later == [threads]
+
+
+def test_many_threads_are_shared_by_few_workers():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2 * MOST)
+    try:
+        assert share_of_threads(torch.device("cpu")) == (MOST, 2)
+        assert share_of_threads(torch.device("meta")) == (1, 1)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_error_in_a_worker_is_raised():
+    def run(index):
+        if index == 1:
+            raise ValueError("worker 1")
+
+    with pytest.raises(ValueError, match="worker 1"):
+        in_threads(run, 2, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_results_do_not_depend_on_the_threads(threads, dtype):
+    """Out, lse and all gradients, and twice the same."""
+    plan = random_plan(300, 32, [(1, 16), (4, 4)], (2, 4), 0.4, order=padded_order(300, 64))
+    tensors = inputs(plan, batch=2, heads=4, kv_heads=2, dtype=dtype)
+    alone, again, here = (_all_of(plan, tensors, number) for number in (1, threads, threads))
+    for name, one, two, three in zip(("out", "lse", "dq", "dk", "dv"), alone, again, here):
+        assert torch.equal(two, three), name
+        assert torch.equal(one, two), name
+
+
+def _all_of(plan, tensors, threads):
+    torch.set_num_threads(threads)
+    plan = plan.with_key_mask(torch.ones(2, plan.tokens, dtype=torch.bool))  # with nothing kept from the last time
+    leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+    out, lse = attend(*leaves, plan, impl="torch", return_lse=True)
+    return [out, lse, *torch.autograd.grad((out.float().square().sum() + lse.sum()), leaves)]
