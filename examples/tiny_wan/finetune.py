@@ -23,8 +23,8 @@ import diffattn
 from diffattn import Schedule
 from examples.tiny_wan.batches import Batch, GridSpec, load_batches
 from examples.tiny_wan.latents import from_tokens
+from examples.tiny_wan.loop import learning_rate_factor
 from examples.tiny_wan.model import save_pipeline
-from examples.tiny_wan.train import learning_rate_factor
 
 PROJECTIONS = ["to_q", "to_k", "to_v", "to_out.0"]
 EVERY_CALL = Schedule(dense_start=0, dense_end=0, dense_layers=0)
