@@ -43,7 +43,7 @@ def learning_rate_factor(progress: float, step: int, warmup: int, decay_from: fl
 
 
 def pace(batches: Iterable[T], args: argparse.Namespace, save: Callable[[], None]) -> Iterator[tuple[int, float, T]]:
-    """(step, progress from 0 to 1, batch) for `args.minutes` of wall time, calling `save` every `args.save_minutes`."""
+    """(step, progress from 0 to 1, batch) for `args.minutes`; calls `save` every `args.save_minutes`."""
     start, saved, total = time.monotonic(), 0.0, 60 * args.minutes
     with tqdm(total=round(total), unit="s", mininterval=20) as bar:
         for step, batch in enumerate(batches):
