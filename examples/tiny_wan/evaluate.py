@@ -152,7 +152,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def load(args: argparse.Namespace) -> WanPipeline:
     """The pipeline, with the LoRA and the sparse method asked for."""
     dtype = getattr(torch, args.dtype)
-    options = {} if dtype == torch.float32 else {"torch_dtype": {"transformer": dtype, "default": torch.float32}}
+    options = {} if dtype == torch.float32 else {"dtype": {"transformer": dtype, "default": torch.float32}}
     pipe = WanPipeline.from_pretrained(args.folder, **options).to(args.device)
     pipe.set_progress_bar_config(disable=True)
     if pipe.device.type == "cpu":
