@@ -67,7 +67,7 @@ def clean_tokens(rows: Tensor, spec: GridSpec, kept: tuple[int, ...], device: De
     later = [frame for frame in kept if frame]
     # The first frame is always rendered, for analytic_latents expects it, and dropped where it is not kept.
     index = [0, *(4 * frame + offset for frame in later for offset in range(-3, 1))]
-    times = frame_times(4 * (frames - 1) + 1)[index].to(device)
+    times = frame_times(4 * (frames - 1) + 1)[index].to(device, non_blocking=True)
     skip = len(later) - len(kept) + 1
     latents = normalise(latents_of_rows(rows, times, 4 * PATCH * height, 4 * PATCH * width))[:, :, skip:]
     near = nearness_rows(rows, times, height, width)

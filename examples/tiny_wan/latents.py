@@ -3,6 +3,8 @@
 The wired encoder in `vae.py` computes the same numbers, so the transformer trains without running a VAE.
 """
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 
@@ -27,10 +29,16 @@ def analytic_latents(video: torch.Tensor) -> torch.Tensor:
     return torch.cat([mean, difference], 2).transpose(1, 2)
 
 
+@lru_cache
+def _statistics(device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation, each (1, C, 1, 1, 1), copied to a device only once: a copy makes the host wait."""
+    both = (torch.tensor(values, dtype=dtype, device=device) for values in (LATENTS_MEAN, LATENTS_STD))
+    return tuple(values.view(1, CHANNELS, 1, 1, 1) for values in both)
+
+
 def normalise(latents: torch.Tensor) -> torch.Tensor:
     """What the pipeline undoes before decoding: (latents - mean) / std per channel."""
-    shape = (1, CHANNELS, 1, 1, 1)
-    mean, std = (latents.new_tensor(values).view(shape) for values in (LATENTS_MEAN, LATENTS_STD))
+    mean, std = _statistics(latents.device, latents.dtype)
     return (latents - mean) / std
 
 

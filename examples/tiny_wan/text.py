@@ -44,7 +44,9 @@ def token_ids(captions: list[str], length: int = LONGEST) -> Tensor:
 def encode(encoder: UMT5EncoderModel, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Token ids (B, L) -> embeddings (B, L, C) and mask (B, L)."""
     mask = (ids != _IDS["<pad>"]).long()
-    return encoder(ids, mask).last_hidden_state, mask
+    # Of a mask of two dimensions transformers asks the device whether it hides anything, and waits.
+    seen = mask.bool()[:, None, None] if ids.is_cuda else mask
+    return encoder(ids, seen).last_hidden_state, mask
 
 
 def pretrain(encoder: UMT5EncoderModel, rng: np.random.Generator, steps: int = 600) -> float:
