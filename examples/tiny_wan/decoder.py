@@ -69,7 +69,7 @@ def measure(vae: AutoencoderKLWan, clips: int = 8, seed: int = 999) -> float:
     rng = np.random.default_rng(seed)
     scores = []
     for _ in range(clips):
-        clip = render(sample_scene(rng, held_out=True), frame_times(33), SIDE, SIDE)[None]
+        clip = render(sample_scene(rng, held_out=True), frame_times(33), SIDE, SIDE)[None].to(vae.device)
         error = (decode(vae, analytic_latents(clip)) - clip).square().mean()
         scores.append(10 * math.log10(4 / float(error)))
     return sum(scores) / clips
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
     vae = AutoencoderKLWan.from_pretrained(args.resume) if args.resume else wired_vae(args.width)
     if args.device == "cpu":
         prefer_fast_convolutions(vae)
-    vae = train(vae.to(args.device), args).cpu()
+    vae = train(vae.to(args.device), args)
     vae.save_pretrained(args.out)
     print(f"PSNR {measure(vae, args.clips):.2f} dB on {args.clips} held-out clips")
 

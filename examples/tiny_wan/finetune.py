@@ -23,6 +23,7 @@ from examples.tiny_wan import loop
 from examples.tiny_wan.batches import Batch, GridSpec, load_batches
 from examples.tiny_wan.latents import from_tokens
 from examples.tiny_wan.model import save_pipeline
+from examples.tiny_wan.text import encode
 
 PROJECTIONS = ["to_q", "to_k", "to_v", "to_out.0"]
 EVERY_CALL = Schedule(dense_start=0, dense_end=0, dense_layers=0)
@@ -50,18 +51,18 @@ def prepare(pipe: WanPipeline, method: str, density: float | None, rank: int) ->
 
 
 @torch.no_grad()
-def encode_captions(pipe: WanPipeline, captions: list[str]) -> Tensor:
-    """(B, 512, C), as the pipeline does it: zeros after a caption's own tokens."""
-    return pipe.encode_prompt(captions, do_classifier_free_guidance=False, max_sequence_length=TEXT_TOKENS)[0]
+def encode_words(pipe: WanPipeline, words: Tensor) -> Tensor:
+    """Token ids (B, L) -> (B, 512, C), what the pipeline makes of captions: zeros after their own tokens."""
+    embeddings, mask = encode(pipe.text_encoder, words)
+    return nn.functional.pad(embeddings * mask.unsqueeze(-1), (0, 0, 0, TEXT_TOKENS - words.shape[1]))
 
 
 def velocity_loss(pipe: WanPipeline, batch: Batch) -> Tensor:
     """Mean squared error of the velocity (noise - data), by the transformer's own forward."""
-    device = pipe.transformer.device
-    clean = from_tokens(batch.tokens, batch.spec.grid).to(device)
-    sigma, noise = batch.sigma.to(device), torch.randn_like(clean)
+    clean = from_tokens(batch.tokens, batch.spec.grid)
+    sigma, noise = batch.sigma, torch.randn_like(clean)
     noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1))
-    velocity = pipe.transformer(noisy, 1000 * sigma, encode_captions(pipe, batch.captions), return_dict=False)[0]
+    velocity = pipe.transformer(noisy, 1000 * sigma, encode_words(pipe, batch.words), return_dict=False)[0]
     return (velocity.float() - (noise - clean)).square().mean()
 
 

@@ -48,7 +48,7 @@ def pace(batches: Iterable[T], args: argparse.Namespace, save: Callable[[], None
     with tqdm(total=round(total), unit="s", mininterval=20) as bar:
         for step, batch in enumerate(batches):
             elapsed = time.monotonic() - start
-            bar.update(min(elapsed, total) - bar.n)
+            bar.update(min(elapsed, bar.total) - bar.n)
             if (elapsed > total and step) or step == args.steps:
                 return
             if elapsed - saved > 60 * args.save_minutes:

@@ -42,7 +42,7 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_lerp_(buffers, gradients, 1 - momentum)
             updates = torch.stack(torch._foreach_lerp(gradients, buffers, momentum)).flatten(2)
             scale = 0.2 * max(updates.shape[-2:]) ** 0.5
-            moves = orthogonalise(updates).view(-1, *params[0].shape).unbind()
+            moves = orthogonalise(updates).reshape(-1, *params[0].shape).unbind()
             torch._foreach_add_(params, moves, alpha=-group["lr"] * scale)
 
     def _buffer(self, param: nn.Parameter) -> Tensor:
