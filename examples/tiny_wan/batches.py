@@ -1,16 +1,20 @@
 """What one training step sees: a token grid or some frames of it, captions, noise levels, clean tokens."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from examples.tiny_wan.latents import PATCH, analytic_latents, normalise, positions, to_tokens
+from examples.tiny_wan.latents import PATCH, normalise, to_tokens
 from examples.tiny_wan.model import SHIFT
-from examples.tiny_wan.scenes import Scene, frame_times, nearness, render, sample_scene
+from examples.tiny_wan.scene_batch import latents_of_rows, nearness_rows, scene_rows
+from examples.tiny_wan.scenes import frame_times, sample_scene
+from examples.tiny_wan.text import token_ids
+
+Device = torch.device | str
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,11 @@ class GridSpec:
     frames: int
     weight: float
     batch: int
+
+    @property
+    def name(self) -> str:
+        """For logs: 9x8x8/2."""
+        return f"{'x'.join(map(str, self.grid))}/{self.frames}"
 
     @classmethod
     def parse(cls, text: str) -> "GridSpec":
@@ -44,63 +53,100 @@ def sample_sigmas(rng: np.random.Generator, count: int) -> Tensor:
     return torch.where(kind < 0.7, shifted, 0.85 + 0.15 * strata).float()
 
 
-def sample_tokens(scenes: list[Scene], spec: GridSpec, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Clean tokens (B, N, C) of rendered scenes, how near they are to an object (B, N), and their positions (N, 3).
+def sample_frames(spec: GridSpec, rng: np.random.Generator) -> tuple[int, ...]:
+    """Which frames of the grid are kept, in their order."""
+    return tuple(np.sort(rng.permutation(spec.grid[0])[: spec.frames]).tolist())
+
+
+def clean_tokens(rows: Tensor, spec: GridSpec, kept: tuple[int, ...], device: Device) -> tuple[Tensor, Tensor]:
+    """Clean tokens (B, N, C) of scenes rendered on `device`, and how near they are to an object (B, N).
 
     Only the kept frames are rendered.
     """
     frames, height, width = spec.grid
-    kept = torch.from_numpy(np.sort(rng.permutation(frames)[: spec.frames]))
-    later = kept[kept > 0]
+    later = [frame for frame in kept if frame]
     # The first frame is always rendered, for analytic_latents expects it, and dropped where it is not kept.
-    index = torch.cat([torch.zeros(1, dtype=torch.long), (4 * later[:, None] + torch.arange(-3, 1)).flatten()])
-    times = frame_times(4 * (frames - 1) + 1)[index]
-    video = torch.stack([render(scene, times, 4 * PATCH * height, 4 * PATCH * width) for scene in scenes])
-    latents = normalise(analytic_latents(video))[:, :, len(later) - len(kept) + 1 :]
-    near = torch.stack([nearness(scene, times, height, width) for scene in scenes])
-    near = torch.cat([near[:, :1], near[:, 1:].unflatten(1, (-1, 4)).mean(2)], 1)[:, len(later) - len(kept) + 1 :]
-    places = positions(spec.grid).unflatten(0, (frames, -1))[kept].flatten(0, 1)
-    return to_tokens(latents), near.flatten(1), places
+    index = [0, *(4 * frame + offset for frame in later for offset in range(-3, 1))]
+    times = frame_times(4 * (frames - 1) + 1)[index].to(device, non_blocking=True)
+    skip = len(later) - len(kept) + 1
+    latents = normalise(latents_of_rows(rows, times, 4 * PATCH * height, 4 * PATCH * width))[:, :, skip:]
+    near = nearness_rows(rows, times, height, width)
+    near = torch.cat([near[:, :1], near[:, 1:].unflatten(1, (-1, 4)).mean(2)], 1)[:, skip:]
+    return to_tokens(latents), near.flatten(1)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Clean `tokens` (B, N, C) at `places` (N, 3), their captions and noise levels `sigma` (B,).
+    """Clean `tokens` (B, N, C) of the frames `kept`, their captions, as `words` (B, 28) too, and noise levels (B,).
 
     `near` (B, N) is 1 around the objects and 0 elsewhere.
     """
 
     spec: GridSpec
     captions: list[str]
+    words: Tensor
+    kept: tuple[int, ...]
+    sigma: Tensor
     tokens: Tensor
     near: Tensor
-    places: Tensor
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A batch whose scenes are rows of numbers (B, 34), still to be rendered."""
+
+    spec: GridSpec
+    captions: list[str]
+    words: Tensor
+    kept: tuple[int, ...]
     sigma: Tensor
+    rows: Tensor
+
+    def pin_memory(self) -> "Draft":
+        """The same in memory that copies to a device without the host waiting."""
+        words, sigma, rows = (part.pin_memory() for part in (self.words, self.sigma, self.rows))
+        return replace(self, words=words, sigma=sigma, rows=rows)
+
+    def rendered(self, device: Device = "cpu") -> Batch:
+        """The batch on `device`."""
+        words, sigma = (part.to(device, non_blocking=True) for part in (self.words, self.sigma))
+        tokens, near = clean_tokens(self.rows, self.spec, self.kept, device)
+        return Batch(self.spec, self.captions, words, self.kept, sigma, tokens, near)
 
 
-def sample_batch(spec: GridSpec, rng: np.random.Generator) -> Batch:
+def sample_draft(spec: GridSpec, rng: np.random.Generator, held_out: bool = False) -> Draft:
     """Fresh scenes; one caption in ten is dropped, so that the model learns to do without."""
-    scenes = [sample_scene(rng) for _ in range(spec.batch)]
+    scenes = [sample_scene(rng, held_out=held_out) for _ in range(spec.batch)]
+    scenes.sort(key=lambda scene: (len(scene.items), scene.items[0].shape))  # like next to like renders faster
     wordings = rng.choice(3, spec.batch, p=(0.5, 0.3, 0.2)).tolist()
     dropped = rng.random(spec.batch) < 0.1
     captions = ["" if d else s.caption(w) for s, w, d in zip(scenes, wordings, dropped, strict=True)]
-    return Batch(spec, captions, *sample_tokens(scenes, spec, rng), sample_sigmas(rng, spec.batch))
+    kept, sigma = sample_frames(spec, rng), sample_sigmas(rng, spec.batch)
+    return Draft(spec, captions, token_ids(captions), kept, sigma, scene_rows(scenes))
 
 
 class Clips(IterableDataset):
-    """An endless stream of batches of the given grids, drawn by their weights."""
+    """An endless stream of batches of the given grids, drawn by their weights, rendered or not."""
 
-    def __init__(self, specs: list[GridSpec], seed: int) -> None:
-        self.specs, self.seed = specs, seed
+    def __init__(self, specs: list[GridSpec], seed: int, render: bool) -> None:
+        self.specs, self.seed, self.render = specs, seed, render
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | Draft]:
         worker = get_worker_info()
         rng = np.random.default_rng([self.seed, worker.id if worker else 0])
         weights = np.array([spec.weight for spec in self.specs])
         while True:
-            yield sample_batch(self.specs[rng.choice(len(weights), p=weights / weights.sum())], rng)
+            draft = sample_draft(self.specs[rng.choice(len(weights), p=weights / weights.sum())], rng)
+            yield draft.rendered() if self.render else draft
 
 
-def load_batches(specs: list[GridSpec], seed: int, workers: int) -> DataLoader:
-    """Batches rendered in `workers` processes of one thread each, in an order that only `seed` decides."""
-    return DataLoader(Clips(specs, seed), batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None)
+def load_batches(specs: list[GridSpec], seed: int, workers: int, device: Device = "cpu") -> Iterator[Batch]:
+    """Batches on `device`, drawn in `workers` processes of one thread each, in an order that only `seed` decides.
+
+    Those processes also render for a CPU; any other device renders for itself.
+    """
+    on_cpu = torch.device(device).type == "cpu"
+    ahead = {"prefetch_factor": 4} if workers else {}
+    loader = DataLoader(Clips(specs, seed, on_cpu), None, num_workers=workers, pin_memory=not on_cpu, **ahead)
+    for batch in loader:
+        yield batch if on_cpu else batch.rendered(device)

@@ -6,8 +6,8 @@ pixels, so crops are taken where there is most detail.
 
 import argparse
 import copy
+import itertools
 import math
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,30 +15,38 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from examples.tiny_wan import loop
 from examples.tiny_wan.latents import analytic_latents
 from examples.tiny_wan.optim import Average, Muon
+from examples.tiny_wan.scene_batch import render_rows, scene_rows
 from examples.tiny_wan.scenes import frame_times, render, sample_scene
 from examples.tiny_wan.vae import decode, prefer_fast_convolutions, wired_vae
 
 SIDE, CROP, FRAMES, TRIES = 128, 48, 9, 3
+SIDES = (128, 128, 192)  # of the clips to train on
 
 
-def _detail(crop: Tensor) -> float:
-    """Variance within blocks of 4x4 pixels: what the latents do not hold."""
-    return float((F.avg_pool2d(crop.square(), 4) - F.avg_pool2d(crop, 4).square()).mean())
+def _detail(crops: Tensor) -> Tensor:
+    """(B,): variance within blocks of 4x4 pixels of (B, T, 3, H, W): what the latents do not hold."""
+    crops = crops.flatten(1, 2)
+    return (F.avg_pool2d(crops.square(), 4) - F.avg_pool2d(crops, 4).square()).mean((1, 2, 3))
 
 
-def sample_crops(rng: np.random.Generator, count: int) -> Tensor:
-    """(count, 9, 3, 48, 48) cuts from 33-frame clips of 128 x 128: of `TRIES` places, the one of most detail."""
-    crops = []
-    for _ in range(count):
-        first = 4 * int(rng.integers((33 - FRAMES) // 4 + 1))
-        clip = render(sample_scene(rng), frame_times(33)[first : first + FRAMES], SIDE, SIDE)
-        corners = 4 * rng.integers((SIDE - CROP) // 4 + 1, size=(TRIES, 2))
-        crops.append(max((clip[..., y : y + CROP, x : x + CROP] for y, x in corners), key=_detail))
-    return torch.stack(crops)
+def sample_crops(rng: np.random.Generator, count: int, device: torch.device | str) -> Tensor:
+    """(count, 9, 3, 48, 48) cuts from 33-frame clips, rendered on `device`: of `TRIES` places, the most detailed.
+
+    Clips of a batch are equally long and start at the same frame; their sides are one of `SIDES`.
+    """
+    side, first = SIDES[rng.integers(len(SIDES))], 4 * int(rng.integers((33 - FRAMES) // 4 + 1))
+    rows = scene_rows([sample_scene(rng) for _ in range(count)])
+    corners = 4 * rng.integers((side - CROP) // 4 + 1, size=(count, TRIES, 2))
+    clips = render_rows(rows, frame_times(33)[first : first + FRAMES].to(device), side, side)
+    tries = torch.stack(
+        [clip[..., y : y + CROP, x : x + CROP] for clip, places in zip(clips, corners) for y, x in places]
+    )
+    best = _detail(tries).view(count, TRIES).argmax(1)
+    return tries.unflatten(0, (count, TRIES))[torch.arange(count, device=device), best]
 
 
 def make_optimizers(decoder: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
@@ -51,7 +59,8 @@ def make_optimizers(decoder: nn.Module, lr: float) -> list[torch.optim.Optimizer
         {"params": [p for name, p in named if name not in free], "lr": 0.1 * lr},
     ]
     muon = Muon([p for name, p in named if name in kernels], lr)
-    return [muon, torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)]
+    fused = named[0][1].is_cuda
+    return [muon, torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=fused)]
 
 
 @torch.no_grad()
@@ -60,19 +69,19 @@ def measure(vae: AutoencoderKLWan, clips: int = 8, seed: int = 999) -> float:
     rng = np.random.default_rng(seed)
     scores = []
     for _ in range(clips):
-        clip = render(sample_scene(rng, held_out=True), frame_times(33), SIDE, SIDE)[None]
+        clip = render(sample_scene(rng, held_out=True), frame_times(33), SIDE, SIDE)[None].to(vae.device)
         error = (decode(vae, analytic_latents(clip)) - clip).square().mean()
         scores.append(10 * math.log10(4 / float(error)))
     return sum(scores) / clips
 
 
-def loss_of(vae: AutoencoderKLWan, crops: Tensor, bf16: bool) -> tuple[Tensor, float]:
+def loss_of(vae: AutoencoderKLWan, crops: Tensor, bf16: bool) -> tuple[Tensor, Tensor]:
     """Mean squared plus a little absolute error, and the PSNR of these crops; latents are a little noisy."""
     latents = analytic_latents(crops)
     with torch.autocast(crops.device.type, torch.bfloat16, enabled=bf16):
         error = decode(vae, latents + 0.02 * torch.randn_like(latents)).float() - crops
     squared = error.square().mean()
-    return squared + 0.1 * error.abs().mean(), 10 * math.log10(4 / squared.item())
+    return squared + 0.1 * error.abs().mean(), 10 * (4 / squared.detach()).log10()
 
 
 def averaged(vae: AutoencoderKLWan, average: Average) -> AutoencoderKLWan:
@@ -85,30 +94,22 @@ def averaged(vae: AutoencoderKLWan, average: Average) -> AutoencoderKLWan:
 def train(vae: AutoencoderKLWan, args: argparse.Namespace) -> AutoencoderKLWan:
     """Fit the decoder; returns the VAE with the average of the weights, saved now and then."""
     vae.requires_grad_(False).decoder.requires_grad_(True)
-    rng, average = np.random.default_rng(args.seed), Average([vae.decoder], args.ema)
+    rng, average, meter = np.random.default_rng(args.seed), Average([vae.decoder], args.ema), loop.Meter(args.log)
     optimizers = make_optimizers(vae.decoder, args.lr)
     groups = [(group, group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]
-    start, last, saved, step, smooth = time.monotonic(), 0.0, 0.0, 0, None
-    bar = tqdm(total=round(60 * args.minutes), unit="s", mininterval=20)
-    while last < 60 * args.minutes:
-        progress = last / (60 * args.minutes)
+    batches = (sample_crops(rng, args.batch, args.device) for _ in itertools.count())
+    for step, progress, crops in loop.pace(batches, args, lambda: averaged(vae, average).save_pretrained(args.out)):
+        factor = loop.learning_rate_factor(progress, step, 30, 0.4)
         for group, peak in groups:
-            group["lr"] = peak * min(1.0, (step + 1) / 30) * max(0.02, min(1.0, 1.6 * (1 - progress)))
-        loss, psnr = loss_of(vae, sample_crops(rng, args.batch).to(args.device), args.bf16)
+            group["lr"] = peak * factor
+        loss, psnr = loss_of(vae, crops, args.bf16)
         loss.backward()
         nn.utils.clip_grad_norm_(vae.decoder.parameters(), 0.5)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
         average.update()
-        now, step = time.monotonic() - start, step + 1
-        smooth = psnr if smooth is None else 0.97 * smooth + 0.03 * psnr
-        bar.update(now - last)
-        bar.set_postfix_str(f"step {step} psnr {smooth:.2f}", refresh=False)
-        last = now
-        if now - saved > 60 * args.save_minutes:
-            averaged(vae, average).save_pretrained(args.out)
-            saved = now
+        meter.add("PSNR", psnr, args.batch, args.lr * factor)
     vae.requires_grad_(True)
     return averaged(vae, average)
 
@@ -119,26 +120,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for the VAE")
     parser.add_argument("--resume", type=Path, help="a VAE folder (fresh optimizers); default: the wired one")
     parser.add_argument("--width", type=int, default=16, help="channels of the decoder at full resolution, 8 or more")
-    parser.add_argument("--minutes", type=float, default=20.0)
-    parser.add_argument("--save-minutes", type=float, default=4.0)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--ema", type=float, default=0.99)
-    parser.add_argument("--bf16", action="store_true", help="autocast; only where the processor has bf16 arithmetic")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    loop.add_arguments(parser, minutes=20.0, lr=3e-3)
     parser.add_argument("--clips", type=int, default=8, help="held-out clips to measure on in the end")
-    parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Train, measure and save."""
     args = parse_args(argv)
-    torch.manual_seed(args.seed)
-    torch.set_flush_denormal(True)
+    loop.set_up(args)
     vae = AutoencoderKLWan.from_pretrained(args.resume) if args.resume else wired_vae(args.width)
-    prefer_fast_convolutions(vae)
-    vae = train(vae.to(args.device), args).cpu()
+    if args.device == "cpu":
+        prefer_fast_convolutions(vae)
+    vae = train(vae.to(args.device), args)
     vae.save_pretrained(args.out)
     print(f"PSNR {measure(vae, args.clips):.2f} dB on {args.clips} held-out clips")
 

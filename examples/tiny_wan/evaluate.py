@@ -1,11 +1,14 @@
 """Judge generated clips without a human: background, count, colours, shapes and motions, read off the frames.
 
 python -m examples.tiny_wan.evaluate diffattn/assets/tiny_wan --prompts 100 --json result.json
+
+On a GPU, --batch prompts go through the pipeline at once, and --workers processes judge the batch before.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +18,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 import diffattn
-from examples.tiny_wan.judge import CHANCE, hits, judge
+from examples.tiny_wan.judge import CHANCE, hits
+from examples.tiny_wan.judging import Judging, judge_here, judges
 from examples.tiny_wan.latents import analytic_latents
-from examples.tiny_wan.scenes import Scene, combinations, frame_times, render, sample_scene
+from examples.tiny_wan.scene_batch import render_rows, scene_rows
+from examples.tiny_wan.scenes import Scene, combinations, frame_times, sample_scene
 from examples.tiny_wan.vae import decode, prefer_fast_convolutions
 
 
@@ -29,9 +34,9 @@ def held_out_scenes(count: int, seed: int, objects: int = 1) -> list[Scene]:
     return [sample_scene(rng, attributes, objects, held_out=True) for attributes in order[:count]]
 
 
-def score(clips: list[Tensor], scenes: list[Scene]) -> dict[str, float]:
+def score(clips: list[Tensor], scenes: list[Scene], judging: Judging = judge_here) -> dict[str, float]:
     """Mean hits of clips (T, 3, H, W) per attribute, and of all of them at once."""
-    return average([hits(judge(clip, scene.pan), scene) for clip, scene in zip(clips, scenes, strict=True)])
+    return average([hits(verdict, scene) for verdict, scene in zip(judging(clips, scenes), scenes, strict=True)])
 
 
 def average(tables: list[dict[str, float]]) -> dict[str, float]:
@@ -40,20 +45,24 @@ def average(tables: list[dict[str, float]]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def calibrate(pipe: WanPipeline, scenes: list[Scene], frames: int = 33) -> dict[str, dict[str, float]]:
+def calibrate(pipe: WanPipeline, scenes: list[Scene], args: argparse.Namespace, judging: Judging) -> dict:
     """The judge's own accuracy: on rendered truth, and on truth through the VAE."""
-    clips = [render(scene, frame_times(frames), 128, 128) for scene in scenes]
-    decoded = [decode(pipe.vae, analytic_latents(clip[None]))[0] for clip in clips]
-    return {"truth": score(clips, scenes), "truth through the VAE": score(decoded, scenes)}
+    times, truth, decoded = frame_times(args.frames).to(args.device), [], []
+    for rows in scene_rows(scenes).split(args.batch):
+        clips = render_rows(rows, times, args.side, args.side)
+        truth += clips.cpu()
+        decoded += decode(pipe.vae, analytic_latents(clips)).cpu()
+    return {"truth": score(truth, scenes, judging), "truth through the VAE": score(decoded, scenes, judging)}
 
 
 @torch.no_grad()
-def generate(pipe: WanPipeline, scene: Scene, index: int, args: argparse.Namespace) -> Tensor:
-    """One clip (T, 3, 128, 128) through the stock pipeline; `index` seeds its noise and picks its wording."""
-    options = {"height": 128, "width": 128, "num_frames": args.frames, "output_type": "pt"}
+def generate(pipe: WanPipeline, cases: list[tuple[int, Scene]], args: argparse.Namespace) -> list[Tensor]:
+    """Clips (T, 3, side, side) through the stock pipeline; a case's index seeds its noise and picks its wording."""
+    options = {"height": args.side, "width": args.side, "num_frames": args.frames, "output_type": "pt"}
     options |= {"num_inference_steps": args.steps, "guidance_scale": args.guidance}
-    noise = torch.Generator().manual_seed(1000 + index)
-    return 2 * pipe(scene.caption(index), generator=noise, **options).frames[0].float().cpu() - 1
+    noise = [torch.Generator().manual_seed(1000 + index) for index, _ in cases]
+    captions = [scene.caption(index) for index, scene in cases]
+    return list(2 * pipe(captions, generator=noise, **options).frames.float().cpu() - 1)
 
 
 def contact_sheet(clips: list[Tensor], path: Path, columns: int = 4) -> None:
@@ -75,29 +84,44 @@ def summarise(rows: list[dict], args: argparse.Namespace) -> dict:
         "prompts": len(rows),
         "objects": args.objects,
         "frames": args.frames,
+        "side": args.side,
         "steps": args.steps,
         "guidance": args.guidance,
-        "seconds per clip": round(float(np.mean([row["seconds"] for row in rows])), 2),
+        "seconds per clip": round(float(np.mean([row["seconds"] for row in rows])), 3),
     }
 
 
-def evaluate(pipe: WanPipeline, args: argparse.Namespace) -> list[dict]:
+def rows_of(cases: list[tuple[int, Scene]], verdicts: Iterable[dict], seconds: float) -> list[dict]:
+    """What `summarise` sums up, of clips that took `seconds` each to generate."""
+    return [
+        {"prompt": scene.caption(index), "verdict": verdict, "hits": hits(verdict, scene), "seconds": seconds}
+        for (index, scene), verdict in zip(cases, verdicts, strict=True)
+    ]
+
+
+def evaluate(pipe: WanPipeline, args: argparse.Namespace, judging: Judging) -> list[dict]:
     """Generate and judge this shard's prompts; --json and --sheet are rewritten as clips arrive."""
     first, stride = map(int, args.shard.split("/"))
-    rows, clips = [], []
-    scenes = list(enumerate(held_out_scenes(args.prompts, args.seed, args.objects)))[first::stride]
-    for index, scene in tqdm(scenes, unit="clip", mininterval=5):
-        start = time.monotonic()
-        clip = generate(pipe, scene, index, args)
-        verdict = judge(clip, scene.pan)
-        row = {"prompt": scene.caption(index), "verdict": verdict, "hits": hits(verdict, scene)}
-        rows.append(row | {"seconds": round(time.monotonic() - start, 2)})
-        clips = [*clips, clip][:24]
-        if args.json:
-            args.json.write_text(json.dumps(summarise(rows, args) | {"clips": rows}, indent=1) + "\n")
-        if args.sheet:
+    rows, clips, judged = [], [], None
+    cases = list(enumerate(held_out_scenes(args.prompts, args.seed, args.objects)))[first::stride]
+    for at in tqdm(range(0, len(cases), args.batch), unit="batch", mininterval=5):
+        part, start = cases[at : at + args.batch], time.monotonic()
+        made = generate(pipe, part, args)
+        seconds = round((time.monotonic() - start) / len(part), 3)
+        # Processes judge this batch while the next one is generated.
+        judged, last = (part, judging(made, [scene for _, scene in part]), seconds), judged
+        rows += rows_of(*last) if last else []
+        if args.sheet and len(clips) < 24:
+            clips = [*clips, *made][:24]
             contact_sheet(clips, args.sheet)
-    return rows
+        if args.json and rows:
+            write_report(rows, summarise(rows, args), args.json)
+    return rows + (rows_of(*judged) if judged else [])
+
+
+def write_report(rows: list[dict], report: dict, path: Path) -> None:
+    """The accuracies and every clip's verdict."""
+    path.write_text(json.dumps(report | {"clips": rows}, indent=1) + "\n")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -108,6 +132,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--frames", type=int, default=33, help="65: the same scenes, twice as many frames")
+    parser.add_argument("--side", type=int, default=128, help="pixels; 192: 5,184 tokens")
+    parser.add_argument("--batch", type=int, default=1, help="prompts to a call of the pipeline")
+    parser.add_argument("--dtype", default="float32", help="of the transformer: float32 or bfloat16")
+    parser.add_argument("--workers", type=int, default=0, help="processes that judge")
     parser.add_argument("--lora", type=Path, help="a folder that finetune.py wrote")
     parser.add_argument("--sparse", type=Path, help="the folder of a diffattn_config.json; default: dense")
     parser.add_argument("--objects", type=int, default=1, choices=(1, 2), help="objects to a scene")
@@ -123,9 +151,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def load(args: argparse.Namespace) -> WanPipeline:
     """The pipeline, with the LoRA and the sparse method asked for."""
-    pipe = WanPipeline.from_pretrained(args.folder).to(args.device)
+    dtype = getattr(torch, args.dtype)
+    options = {} if dtype == torch.float32 else {"dtype": {"transformer": dtype, "default": torch.float32}}
+    pipe = WanPipeline.from_pretrained(args.folder, **options).to(args.device)
     pipe.set_progress_bar_config(disable=True)
-    prefer_fast_convolutions(pipe.vae)
+    if pipe.device.type == "cpu":
+        prefer_fast_convolutions(pipe.vae)
     if args.lora:
         pipe.load_lora_weights(args.lora)
     if args.sparse:
@@ -136,17 +167,18 @@ def load(args: argparse.Namespace) -> WanPipeline:
 def main(argv: list[str] | None = None) -> None:
     """Generate and judge, or merge; print the accuracies as JSON."""
     args = parse_args(argv)
-    pipe = load(args)
-    if args.merge:
-        rows = [row for path in args.merge for row in json.loads(path.read_text())["clips"]]
-    else:
-        rows = evaluate(pipe, args)
-    report = summarise(rows, args) if rows else {}
-    if args.calibrate:
-        report |= calibrate(pipe, held_out_scenes(args.calibrate, args.seed + 1, args.objects), args.frames)
+    with judges(args.workers) as judging:
+        pipe = load(args)
+        if args.merge:
+            rows = [row for path in args.merge for row in json.loads(path.read_text())["clips"]]
+        else:
+            rows = evaluate(pipe, args, judging)
+        report = summarise(rows, args) if rows else {}
+        if args.calibrate:
+            report |= calibrate(pipe, held_out_scenes(args.calibrate, args.seed + 1, args.objects), args, judging)
     print(json.dumps(report, indent=2))
     if args.json:
-        args.json.write_text(json.dumps(report | {"clips": rows}, indent=1) + "\n")
+        write_report(rows, report, args.json)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,15 @@ an additive log-count; and rotary pairs are split in halves by permuting the que
 """
 
 import math
+from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
+
+from examples.tiny_wan.latents import positions
 
 EXPLICIT_BELOW = 800  # tokens up to which a materialised softmax beats SDPA on a CPU
 
@@ -23,6 +27,15 @@ def rotary_tables(positions: Tensor, head_dim: int, theta: float = 10000.0) -> t
         angles.append(positions[:, axis : axis + 1].double() * frequencies)
     table = torch.cat(angles, 1)
     return table.cos().float(), table.sin().float()
+
+
+@lru_cache(maxsize=256)
+def grid_tables(
+    grid: tuple[int, int, int], kept: tuple[int, ...], head_dim: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """`rotary_tables` of the frames `kept` of a grid, made once for each."""
+    places = positions(grid).unflatten(0, (grid[0], -1))[list(kept)].flatten(0, 1)
+    return tuple(table.to(device, dtype) for table in rotary_tables(places, head_dim))
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -42,16 +55,20 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return out.transpose(1, 2).flatten(2)
 
 
+def _even_first(channels: Tensor, heads: int) -> Tensor:
+    """Reorder the rows (H * D, ...) so that in each head the even channels come first."""
+    return channels.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+
+
 def _self_attention(layer: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     heads, dtype = layer.heads, x.dtype
-    even_first = torch.arange(layer.inner_dim, device=x.device).view(heads, -1, 2).transpose(1, 2).flatten()
     rows = (layer.to_q, layer.norm_q), (layer.to_k, layer.norm_k)
-    weight = torch.cat([*(linear.weight[even_first] for linear, _ in rows), layer.to_v.weight]).to(dtype)
-    bias = torch.cat([*(linear.bias[even_first] for linear, _ in rows), layer.to_v.bias]).to(dtype)
+    weight = torch.cat([*(_even_first(linear.weight, heads) for linear, _ in rows), layer.to_v.weight]).to(dtype)
+    bias = torch.cat([*(_even_first(linear.bias, heads) for linear, _ in rows), layer.to_v.bias]).to(dtype)
     *pair, value = F.linear(x, weight, bias).chunk(3, -1)
     rotated = []
     for projected, (_, norm) in zip(pair, rows, strict=True):
-        normed = F.rms_norm(projected, (layer.inner_dim,), norm.weight[even_first].to(dtype), norm.eps)
+        normed = F.rms_norm(projected, (layer.inner_dim,), _even_first(norm.weight, heads).to(dtype), norm.eps)
         rotated.append(_rotate(normed.unflatten(-1, (heads, -1)), cos, sin))
     out = attention(*rotated, value.unflatten(-1, (heads, -1)))
     return F.linear(out, layer.to_out[0].weight.to(dtype), layer.to_out[0].bias.to(dtype))
@@ -96,15 +113,18 @@ def block(
 def forward_tokens(
     model: WanTransformer3DModel,
     tokens: Tensor,
-    positions: Tensor,
+    rotary: tuple[Tensor, Tensor],
     timestep: Tensor,
     text: Tensor,
     log_count: Tensor,
     dtype: torch.dtype = torch.float32,
+    block: Callable[..., Tensor] = block,
 ) -> Tensor:
-    """Velocity of noisy `tokens` (B, N, P P C) at `positions` (N, 3), `timestep` (B,) in [0, 1000]; returns fp32."""
-    head_dim = model.config.attention_head_dim
-    cos, sin = (table.unsqueeze(1).to(dtype) for table in rotary_tables(positions, head_dim))
+    """Velocity of noisy `tokens` (B, N, P P C), fp32, with `rotary` tables (N, D / 2), `timestep` (B,) in [0, 1000].
+
+    `block` may be a compiled version of this module's.
+    """
+    cos, sin = (table.unsqueeze(1).to(dtype) for table in rotary)
     weight = model.patch_embedding.weight.permute(0, 2, 3, 4, 1).flatten(1)
     x = F.linear(tokens.to(dtype), weight.to(dtype), model.patch_embedding.bias.to(dtype))
     temb, time, text, _ = model.condition_embedder(timestep, text)

@@ -10,21 +10,20 @@ clip as before, in twice as many frames.
 """
 
 import argparse
-import time
 from pathlib import Path
 
 import torch
 from diffusers import WanPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import diffattn
 from diffattn import Schedule
+from examples.tiny_wan import loop
 from examples.tiny_wan.batches import Batch, GridSpec, load_batches
 from examples.tiny_wan.latents import from_tokens
 from examples.tiny_wan.model import save_pipeline
-from examples.tiny_wan.train import learning_rate_factor
+from examples.tiny_wan.text import encode
 
 PROJECTIONS = ["to_q", "to_k", "to_v", "to_out.0"]
 EVERY_CALL = Schedule(dense_start=0, dense_end=0, dense_layers=0)
@@ -52,46 +51,38 @@ def prepare(pipe: WanPipeline, method: str, density: float | None, rank: int) ->
 
 
 @torch.no_grad()
-def encode_captions(pipe: WanPipeline, captions: list[str]) -> Tensor:
-    """(B, 512, C), as the pipeline does it: zeros after a caption's own tokens."""
-    return pipe.encode_prompt(captions, do_classifier_free_guidance=False, max_sequence_length=TEXT_TOKENS)[0]
+def encode_words(pipe: WanPipeline, words: Tensor) -> Tensor:
+    """Token ids (B, L) -> (B, 512, C), what the pipeline makes of captions: zeros after their own tokens."""
+    embeddings, mask = encode(pipe.text_encoder, words)
+    return nn.functional.pad(embeddings * mask.unsqueeze(-1), (0, 0, 0, TEXT_TOKENS - words.shape[1]))
 
 
 def velocity_loss(pipe: WanPipeline, batch: Batch) -> Tensor:
     """Mean squared error of the velocity (noise - data), by the transformer's own forward."""
-    device = pipe.transformer.device
-    clean = from_tokens(batch.tokens, batch.spec.grid).to(device)
-    sigma, noise = batch.sigma.to(device), torch.randn_like(clean)
+    clean = from_tokens(batch.tokens, batch.spec.grid)
+    sigma, noise = batch.sigma, torch.randn_like(clean)
     noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1))
-    velocity = pipe.transformer(noisy, 1000 * sigma, encode_captions(pipe, batch.captions), return_dict=False)[0]
+    velocity = pipe.transformer(noisy, 1000 * sigma, encode_words(pipe, batch.words), return_dict=False)[0]
     return (velocity.float() - (noise - clean)).square().mean()
 
 
 def train(pipe: WanPipeline, trained: list[nn.Parameter], args: argparse.Namespace) -> int:
     """AdamW for `args.minutes`, the rate falling from half of them on; returns the number of steps."""
-    optimizer = torch.optim.AdamW(trained, args.lr, betas=(0.9, 0.98), weight_decay=0.0)
+    fused = pipe.transformer.device.type == "cuda"
+    optimizer = torch.optim.AdamW(trained, args.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=fused)
     spec = GridSpec(grid := grid_of(args.frames, args.side), grid[0], 1.0, args.batch)
-    start, smooth, saved = time.monotonic(), None, 0.0
-    bar = tqdm(total=round(60 * args.minutes), unit="s", mininterval=20)
-    for step, batch in enumerate(load_batches([spec], args.seed, args.workers)):
-        elapsed = time.monotonic() - start
-        bar.update(min(elapsed, 60 * args.minutes) - bar.n)
-        if (elapsed > 60 * args.minutes and step) or step == args.steps:
-            break
-        if elapsed - saved > 60 * args.save_minutes:
-            save(pipe, args)
-            saved = elapsed
-        optimizer.param_groups[0]["lr"] = args.lr * learning_rate_factor(elapsed / (60 * args.minutes), step, 20, 0.5)
+    batches, meter = load_batches([spec], args.seed, args.workers, args.device), loop.Meter(args.log)
+    for step, progress, batch in loop.pace(batches, args, lambda: save(pipe, args)):
+        rate = args.lr * loop.learning_rate_factor(progress, step, 20, 0.5)
+        optimizer.param_groups[0]["lr"] = rate
         with torch.autocast(pipe.transformer.device.type, torch.bfloat16, enabled=args.bf16):
             loss = velocity_loss(pipe, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        smooth = loss.item() if smooth is None else 0.95 * smooth + 0.05 * loss.item()
-        bar.set_postfix_str(f"loss {smooth:.4f} step {step}", refresh=False)
-    bar.close()
-    return step
+        meter.add(spec.name, loss, spec.batch, rate)
+    return meter.steps
 
 
 def save(pipe: WanPipeline, args: argparse.Namespace) -> None:
@@ -115,23 +106,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=16, help="of the LoRA on q, k, v, o; 0 trains all weights")
     parser.add_argument("--frames", type=int, default=33, help="of a clip; 65 is twice the length")
     parser.add_argument("--side", type=int, default=128, help="pixels")
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--steps", type=int, default=-1, help="stop after so many, however long they took")
-    parser.add_argument("--save-minutes", type=float, default=5.0)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=1e-3, help="5e-4 suits --rank 0")
-    parser.add_argument("--bf16", action="store_true", help="autocast; only where the processor has bf16 arithmetic")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, default=1, help="processes that render clips")
-    parser.add_argument("--seed", type=int, default=0)
+    loop.add_arguments(parser, minutes=10.0, lr=1e-3)  # 5e-4 suits --rank 0
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Fine-tune and save."""
     args = parse_args(argv)
-    torch.manual_seed(args.seed)
-    torch.set_flush_denormal(True)
+    loop.set_up(args)
     pipe = WanPipeline.from_pretrained(args.folder).to(args.device)
     trained = prepare(pipe, args.method, args.density, args.rank)
     print(f"{sum(map(torch.numel, trained)):,} parameters to train")

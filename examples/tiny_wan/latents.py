@@ -3,6 +3,8 @@
 The wired encoder in `vae.py` computes the same numbers, so the transformer trains without running a VAE.
 """
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 
@@ -27,10 +29,16 @@ def analytic_latents(video: torch.Tensor) -> torch.Tensor:
     return torch.cat([mean, difference], 2).transpose(1, 2)
 
 
+@lru_cache
+def _statistics(device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation, each (1, C, 1, 1, 1), copied to a device only once: a copy makes the host wait."""
+    both = (torch.tensor(values, dtype=dtype, device=device) for values in (LATENTS_MEAN, LATENTS_STD))
+    return tuple(values.view(1, CHANNELS, 1, 1, 1) for values in both)
+
+
 def normalise(latents: torch.Tensor) -> torch.Tensor:
     """What the pipeline undoes before decoding: (latents - mean) / std per channel."""
-    shape = (1, CHANNELS, 1, 1, 1)
-    mean, std = (latents.new_tensor(values).view(shape) for values in (LATENTS_MEAN, LATENTS_STD))
+    mean, std = _statistics(latents.device, latents.dtype)
     return (latents - mean) / std
 
 
@@ -52,13 +60,14 @@ def positions(grid: tuple[int, int, int]) -> torch.Tensor:
 
     On that grid itself these are the integers that WanRotaryPosEmbed uses; coarser grids get positions that lie
     farther apart, so that what is learned there carries over. Never more than 2: the fastest rotary pair turns a
-    radian per position, and neighbours near its full turn would look like one place.
+    radian per position, and neighbours near its full turn would look like one place. Never less than 1: longer and
+    wider grids count on, as the stock pipeline does.
     """
     frames, height, width = grid
     index = torch.arange(frames, dtype=torch.float32)
-    stretch = (REFERENCE_GRID[0] - 1) / max(frames - 1, 1)
+    stretch = max((REFERENCE_GRID[0] - 1) / max(frames - 1, 1), 1.0)
     # Chunk k >= 1 is centred on frame 4k - 1.5, the first one on frame 0: the half-chunk offset does not stretch.
     time = torch.where(index > 0, stretch * (index - 0.375) + 0.375, index)
-    step = [min(reference / side, 2.0) for reference, side in zip(REFERENCE_GRID[1:], grid[1:], strict=True)]
+    step = [min(max(reference / side, 1.0), 2.0) for reference, side in zip(REFERENCE_GRID[1:], grid[1:], strict=True)]
     rows, columns = ((torch.arange(side) + 0.5) * s - 0.5 for side, s in zip((height, width), step, strict=True))
     return torch.stack(torch.meshgrid(time, rows, columns, indexing="ij"), -1).view(-1, 3)

@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Push the singular values of (K, m, n) towards 1 by quintic Newton-Schulz iterations."""
+    """Push the singular values of (K, m, n) towards 1 by quintic Newton-Schulz iterations, on a GPU in bf16."""
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = x.bfloat16() if x.is_cuda else x
     for _ in range(steps):
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -35,17 +36,20 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:
         """Apply one update; every parameter must have a gradient."""
         for group in self.param_groups:
-            momenta = [self._momentum(param, group["momentum"]) for param in group["params"]]
-            updates = torch.stack(momenta).flatten(2)
+            params, momentum = group["params"], group["momentum"]
+            gradients = [param.grad for param in params]
+            buffers = [self._buffer(param) for param in params]
+            torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+            updates = torch.stack(torch._foreach_lerp(gradients, buffers, momentum)).flatten(2)
             scale = 0.2 * max(updates.shape[-2:]) ** 0.5
-            for param, update in zip(group["params"], orthogonalise(updates), strict=True):
-                param.add_(update.view_as(param), alpha=-group["lr"] * scale)
+            moves = orthogonalise(updates).reshape(-1, *params[0].shape).unbind()
+            torch._foreach_add_(params, moves, alpha=-group["lr"] * scale)
 
-    def _momentum(self, param: nn.Parameter, momentum: float) -> Tensor:
+    def _buffer(self, param: nn.Parameter) -> Tensor:
         state = self.state[param]
-        buffer = state.setdefault("momentum", torch.zeros_like(param))
-        buffer.lerp_(param.grad, 1 - momentum)
-        return param.grad.lerp(buffer, momentum)
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(param)
+        return state["momentum"]
 
 
 class Optimizers:
@@ -56,7 +60,9 @@ class Optimizers:
         chosen = {id(p) for p in matrices}
         rest = [p for p in transformer.parameters() if id(p) not in chosen]
         groups = [{"params": rest, "lr": lr}, {"params": list(text_encoder.parameters()), "lr": text_lr}]
-        self.parts = [Muon(matrices, lr), torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)]
+        fused = matrices[0].is_cuda
+        adam = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=fused)
+        self.parts = [Muon(matrices, lr), adam]
         self.peaks = [[group["lr"] for group in part.param_groups] for part in self.parts]
 
     def step(self, factor: float) -> None:
@@ -68,13 +74,21 @@ class Optimizers:
             part.zero_grad()
 
     def state_dict(self) -> list[dict]:
-        """Both optimizers' states."""
-        return [part.state_dict() for part in self.parts]
+        """Both optimizers' momenta, in bf16: a restart hardly tells, and a third of the file is saved."""
+        return [
+            {index: {name: _compact(value) for name, value in state.items()} for index, state in states.items()}
+            for states in (part.state_dict()["state"] for part in self.parts)
+        ]
 
     def load_state_dict(self, states: list[dict]) -> None:
-        """Restore what `state_dict` returned; the peak rates stay those of this run."""
+        """Restore what `state_dict` returned; the settings stay those of this run."""
         for part, state in zip(self.parts, states, strict=True):
-            part.load_state_dict(state)
+            part.load_state_dict(part.state_dict() | {"state": state})
+
+
+def _compact(value: Tensor) -> Tensor:
+    """In bf16, but for the counts of steps."""
+    return value.bfloat16() if value.ndim else value
 
 
 class Average:
@@ -83,11 +97,11 @@ class Average:
     def __init__(self, modules: list[nn.Module], decay: float) -> None:
         self.live, self.decay, self.steps = modules, decay, 0
         self.modules = [copy.deepcopy(module).requires_grad_(False) for module in modules]
+        self._pairs = [[p for m in side for p in m.parameters()] for side in (self.modules, modules)]
 
     @torch.no_grad()
     def update(self) -> None:
         """Move towards the live weights."""
         self.steps += 1
         weight = 1 - min(self.decay, self.steps / (self.steps + 10))
-        for average, live in zip(self.modules, self.live, strict=True):
-            torch._foreach_lerp_(list(average.parameters()), list(live.parameters()), weight)
+        torch._foreach_lerp_(*self._pairs, weight)

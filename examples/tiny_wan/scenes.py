@@ -71,16 +71,19 @@ class Item:
         """Its noun phrase without an article."""
         return " ".join(word for word in (self.size, self.colour, self.shape) if word)
 
+    def course(self, pan: str = "") -> tuple[float, ...]:
+        """Start x and y, drift in x and y, height of a hop, radius at first, its growth, and the turn in radians."""
+        dx, dy = DIRECTIONS.get(self.motion, (0.0, 0.0))
+        low, high = GROWTH if self.motion == "grow" else (1.0, 1.0)
+        drift = dx * self.travel - PANS[pan] * PAN_TRAVEL, dy * self.travel
+        hop, turn = self.travel * (self.motion == "bounce"), SPIN * (self.motion == "spin")
+        return *self.start, *drift, hop, low * self.radius, (high - low) * self.radius, turn
+
     def at(self, time: Tensor, pan: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Centre x and y, radius and angle at `time`, each of its shape."""
-        dx, dy = DIRECTIONS.get(self.motion, (0.0, 0.0))
-        x = self.start[0] + dx * self.travel * time - PANS[pan] * PAN_TRAVEL * time
-        y = self.start[1] + dy * self.travel * time
-        if self.motion == "bounce":
-            y = y - self.travel * torch.sin(HOPS * math.pi * time).abs()
-        low, high = GROWTH if self.motion == "grow" else (1.0, 1.0)
-        angle = SPIN * time if self.motion == "spin" else torch.zeros_like(time)
-        return x, y, self.radius * (low + (high - low) * time), angle
+        x, y, dx, dy, hop, radius, growth, turn = self.course(pan)
+        hops = hop * torch.sin(HOPS * math.pi * time).abs()
+        return x + dx * time, y + dy * time - hops, radius + growth * time, turn * time
 
 
 @dataclass(frozen=True)
@@ -161,12 +164,17 @@ def _draw_item(rng: np.random.Generator, attributes: tuple[str, str, str, str], 
     return Item(shape, colour, motion, size, radius, (start[0], start[1]), travel)
 
 
+_MOMENTS = np.linspace(0, 1, 17, dtype=np.float32)
+_HOPS = np.abs(np.sin(HOPS * math.pi * _MOMENTS))
+
+
 def _apart(items: list[Item], pan: str) -> bool:
     """Whether two objects overlap for less than a quarter of the clip, and do so at all only in passing."""
-    time = torch.linspace(0, 1, 17)
-    (ax, ay, ar, _), (bx, by, br, _) = (item.at(time, pan) for item in items)
-    gap = ((ax - bx).square() + (ay - by).square()).sqrt() - 0.9 * (ar + br)
-    return bool((gap < 0).float().mean() < 0.25) and bool(gap[0] > 0)
+    one, two = (item.course(pan) for item in items)
+    x, y, dx, dy, hop = (a - b for a, b in zip(one[:5], two[:5], strict=True))
+    reach = 0.9 * (one[5] + two[5]) + 0.9 * (one[6] + two[6]) * _MOMENTS
+    gap = np.hypot(x + dx * _MOMENTS, y + dy * _MOMENTS - hop * _HOPS) - reach
+    return bool((gap < 0).mean() < 0.25 and gap[0] > 0)
 
 
 def sample_scene(

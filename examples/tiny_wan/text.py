@@ -7,9 +7,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
+from transformers import UMT5EncoderModel
 
-from examples.tiny_wan.scenes import COLOURS, MOTIONS, PANS, SHAPES, SIZES, TEXTURES, Scene, sample_scene
+from examples.tiny_wan.model import SPECIAL
+from examples.tiny_wan.scenes import COLOURS, MOTIONS, PANS, SHAPES, SIZES, TEXTURES, WORDS, Scene, sample_scene
 
 LONGEST = 28  # tokens of a caption, at most
 NONE = ("none",)
@@ -27,17 +28,28 @@ def labels(scene: Scene) -> list[int]:
     return [choices.index(word) for choices, word in zip(CLASSES, said, strict=True)]
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerFast, encoder: UMT5EncoderModel, captions: list[str], length: int = LONGEST
-) -> tuple[Tensor, Tensor]:
-    """Captions -> embeddings (B, length, C) and mask (B, length); one length spares a compiler new graphs."""
-    batch = tokenizer(captions, padding="max_length", max_length=length, return_tensors="pt").to(encoder.device)
-    return encoder(batch.input_ids, batch.attention_mask).last_hidden_state, batch.attention_mask
+_IDS = {word: index for index, word in enumerate((*SPECIAL, *WORDS))}
 
 
-def pretrain(
-    tokenizer: PreTrainedTokenizerFast, encoder: UMT5EncoderModel, rng: np.random.Generator, steps: int = 600
-) -> float:
+def token_ids(captions: list[str], length: int = LONGEST) -> Tensor:
+    """(B, length): what the tokenizer gives for the generator's captions, cheaply enough for every step.
+
+    One length spares a compiler new graphs.
+    """
+    rows = [[_IDS[word] for word in caption.replace(",", " ,").split()] for caption in captions]
+    rows = [[*row, _IDS["</s>"]] for row in rows]
+    return torch.tensor([row + [_IDS["<pad>"]] * (length - len(row)) for row in rows])
+
+
+def encode(encoder: UMT5EncoderModel, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Token ids (B, L) -> embeddings (B, L, C) and mask (B, L)."""
+    mask = (ids != _IDS["<pad>"]).long()
+    # Of a mask of two dimensions transformers asks the device whether it hides anything, and waits.
+    seen = mask.bool()[:, None, None] if ids.is_cuda else mask
+    return encoder(ids, seen).last_hidden_state, mask
+
+
+def pretrain(encoder: UMT5EncoderModel, rng: np.random.Generator, steps: int = 600) -> float:
     """Train `encoder` in place with throw-away linear heads; returns the final accuracy over all tokens."""
     heads = nn.Linear(encoder.config.d_model, sum(map(len, CLASSES)), bias=False).to(encoder.device)
     nn.init.orthogonal_(heads.weight)
@@ -47,7 +59,7 @@ def pretrain(
         scenes = [sample_scene(rng) for _ in range(64)]
         captions = [scene.caption(int(rng.integers(3))) for scene in scenes]
         truth = torch.tensor([labels(scene) for scene in scenes], device=encoder.device)
-        embeddings, mask = encode(tokenizer, encoder, captions)
+        embeddings, mask = encode(encoder, token_ids(captions).to(encoder.device))
         loss, accuracy = _judge(heads(embeddings[mask.bool()]), truth, mask)
         loss.backward()
         optimizer.step()

@@ -1,26 +1,66 @@
 """Train the tiny Wan transformer and text encoder; `python -m examples.tiny_wan.train --help`.
 
-A run is one phase: some minutes on a mixture of token grids. Phases continue one another through --resume,
-coarse and cheap grids first, the reference grid (9 x 16 x 16 tokens: 33 frames of 128 x 128) last.
+A run is one phase: some minutes on a mixture of token grids. Phases continue one another through --resume. On a CPU
+coarse and cheap grids come first, the reference grid (9 x 16 x 16 tokens: 33 frames of 128 x 128) last.
 """
 
 import argparse
 import copy
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
 
-from examples.tiny_wan import fast
-from examples.tiny_wan.batches import Batch, GridSpec, load_batches
+from examples.tiny_wan import fast, loop
+from examples.tiny_wan.batches import Batch, GridSpec, load_batches, sample_draft
 from examples.tiny_wan.model import build_pipeline, save_pipeline
 from examples.tiny_wan.optim import Average, Optimizers
 from examples.tiny_wan.text import encode, pretrain
 from examples.tiny_wan.vae import wired_vae
+
+
+def velocity_loss(
+    modules: list[nn.Module],
+    batch: Batch,
+    noise: Tensor,
+    dtype: torch.dtype,
+    focus: float = 0.0,
+    block: Callable[..., Tensor] = fast.block,
+) -> Tensor:
+    """Mean squared error of the velocity (noise - data), `focus` more of it around the objects.
+
+    Outlines are a hundredth of a clip, and without that weight the last thing that is learned.
+    """
+    transformer, text_encoder = modules
+    clean, sigma, head_dim = batch.tokens, batch.sigma, transformer.config.attention_head_dim
+    noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1))
+    text = fast.pad_text(*encode(text_encoder, batch.words))
+    rotary = fast.grid_tables(batch.spec.grid, batch.kept, head_dim, clean.device, dtype)
+    velocity = fast.forward_tokens(transformer, noisy, rotary, 1000 * sigma, *text, dtype, block)
+    weight = 1 + focus * batch.near
+    return ((velocity - (noise - clean)).square().mean(-1) * weight).mean() / weight.mean()
+
+
+class Validation:
+    """The loss on one batch of held-out scenes, under the same noise of evenly spaced levels every time."""
+
+    def __init__(self, spec: GridSpec, device: str, seed: int = 999) -> None:
+        draft = sample_draft(spec, np.random.default_rng(seed), held_out=True)
+        sigma = (torch.arange(spec.batch) + 0.5) / spec.batch
+        self.batch = replace(draft, sigma=sigma).rendered(device)
+        noise = torch.randn(self.batch.tokens.shape, generator=torch.Generator().manual_seed(seed))
+        self.noise, self.last = noise.to(device), time.monotonic()
+
+    @torch.no_grad()
+    def loss(self, modules: list[nn.Module], dtype: torch.dtype) -> float:
+        """Without focus."""
+        self.last = time.monotonic()
+        return velocity_loss(modules, self.batch, self.noise, dtype).item()
 
 
 class Trainer:
@@ -30,88 +70,55 @@ class Trainer:
         self.args, self.pipe = args, pipe
         self.live = [pipe.transformer.to(args.device).train(), pipe.text_encoder.to(args.device).train()]
         self.dtype = torch.bfloat16 if args.bf16 else torch.float32
+        self.block = torch.compile(fast.block, dynamic=False) if args.compile else fast.block
         self.optimizers = Optimizers(*self.live, args.lr, args.text_lr)
         self.average = Average(self.live, args.ema)
-        self.clips: dict[str, int] = {}
-        self.seconds = 0.0
+        self.meter = loop.Meter(args.log)
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Mean squared error of the velocity (noise - data), `args.focus` more of it around the objects.
-
-        Outlines are a hundredth of a clip, and without that weight the last thing that is learned.
-        """
-        parts = (batch.tokens, batch.near, batch.places, batch.sigma)
-        clean, near, places, sigma = (x.to(self.args.device) for x in parts)
-        noise = torch.randn_like(clean)
-        noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1))
-        transformer, text_encoder = self.live
-        text = fast.pad_text(*encode(self.pipe.tokenizer, text_encoder, batch.captions))
-        velocity = fast.forward_tokens(transformer, noisy, places, 1000 * sigma, *text, self.dtype)
-        weight = 1 + self.args.focus * near
-        return ((velocity - (noise - clean)).square().mean(-1) * weight).mean() / weight.mean()
-
-    def step(self, batch: Batch, factor: float) -> float:
+    def step(self, batch: Batch, factor: float) -> None:
         """One optimizer step at `factor` times the peak learning rate."""
-        loss, spec = self.loss(batch), batch.spec
+        noise = torch.randn_like(batch.tokens)
+        loss = velocity_loss(self.live, batch, noise, self.dtype, self.args.focus, self.block)
         loss.backward()
         for module in self.live:
             torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         self.optimizers.step(factor)
         self.average.update()
-        name = f"{'x'.join(map(str, spec.grid))}/{spec.frames}"
-        self.clips[name] = self.clips.get(name, 0) + spec.batch
-        return loss.item()
+        self.meter.add(batch.spec.name, loss, batch.spec.batch, factor * self.args.lr)
 
-    def save(self, folder: Path) -> None:
+    def save(self) -> None:
         """Write the averaged pipeline and, beside it, what a later phase needs to continue."""
         transformer, text_encoder = (copy.deepcopy(module).cpu().eval() for module in self.average.modules)
         pipe = WanPipeline(
             tokenizer=self.pipe.tokenizer, text_encoder=text_encoder, transformer=transformer, vae=self.pipe.vae,
             scheduler=self.pipe.scheduler,
         )  # fmt: skip
-        save_pipeline(pipe, folder / "pipeline")
+        with loop.replacing(self.args.out / "pipeline") as folder:
+            save_pipeline(pipe, folder)
         state = {"live": [m.state_dict() for m in self.live], "optimizers": self.optimizers.state_dict()}
-        state |= {"average": [m.state_dict() for m in self.average.modules], "clips": self.clips}
-        torch.save(state | {"seconds": self.seconds, "steps": self.average.steps}, folder / "state.pt")
+        with loop.replacing(self.args.out / "state.pt") as path:
+            torch.save(state | {"meter": self.meter.state_dict(), "average": self.average.steps}, path)
 
     def load(self, path: Path) -> None:
-        """Continue from `save`'s state; the phase keeps its own seed, grids and learning rates."""
+        """Continue from `save`'s state, around its pipeline; the phase keeps its seed, grids and learning rates."""
         state = torch.load(path, map_location=self.args.device)
-        for modules, weights in ((self.live, state["live"]), (self.average.modules, state["average"])):
-            for module, weight in zip(modules, weights, strict=True):
-                module.load_state_dict(weight)
+        for module, weights in zip(self.live, state["live"], strict=True):
+            module.load_state_dict(weights)
         self.optimizers.load_state_dict(state["optimizers"])
-        self.clips, self.seconds, self.average.steps = state["clips"], state["seconds"], state["steps"]
-
-
-def learning_rate_factor(progress: float, step: int, warmup: int, decay_from: float) -> float:
-    """Linear warmup over `warmup` steps, constant, then linear to 2 % from `decay_from` of the phase on."""
-    decay = 1 - 0.98 * max(0.0, progress - decay_from) / max(1 - decay_from, 1e-9)
-    return min(1.0, (step + 1) / warmup) * min(decay, 1.0)
+        self.meter.load_state_dict(state["meter"])
+        self.average.steps = state["average"]
 
 
 def run_phase(trainer: Trainer, args: argparse.Namespace) -> None:
     """Train for `args.minutes` of wall time, saving every `args.save_minutes`."""
-    start = saved = last = time.monotonic()
-    bar, smooth = tqdm(total=round(60 * args.minutes), unit="s", mininterval=20), {}
-    for step, batch in enumerate(load_batches(args.grid, args.seed, args.workers)):
-        elapsed, index = last - start, args.grid.index(batch.spec)
-        factor = learning_rate_factor(elapsed / (60 * args.minutes), step, args.warmup, args.decay_from)
-        loss = trainer.step(batch, factor)
-        smooth[index] = 0.95 * smooth.get(index, loss) + 0.05 * loss
-        now = time.monotonic()
-        trainer.seconds += now - last
-        bar.update(now - last)
-        losses = " ".join(f"{index}:{loss:.4f}" for index, loss in sorted(smooth.items()))
-        bar.set_postfix_str(f"{losses} step {step}", refresh=False)
-        last = now
-        if now - start > 60 * args.minutes:
-            break
-        if now - saved > 60 * args.save_minutes:
-            trainer.save(args.out)
-            saved = now
-    bar.close()
-    trainer.save(args.out)
+    validation = Validation(args.grid[0], args.device) if args.validate else None
+    batches = load_batches(args.grid, args.seed, args.workers, args.device)
+    for step, progress, batch in loop.pace(batches, args, trainer.save):
+        trainer.step(batch, loop.learning_rate_factor(progress, step, args.warmup, args.decay_from))
+        if validation and time.monotonic() - validation.last > args.validate:
+            loss = validation.loss(trainer.average.modules, trainer.dtype)
+            trainer.meter.write("held-out", loss, 0.0)
+    trainer.save()
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -119,41 +126,35 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for pipeline/ and state.pt")
     parser.add_argument("--grid", type=GridSpec.parse, action="append", required=True, help=GridSpec.__doc__)
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--resume", type=Path, help="a state.pt, or a pipeline folder (fresh optimizers)")
-    parser.add_argument("--vae", type=Path, help="a trained VAE folder; default: the wired one")
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--resume", type=Path, help="a state.pt beside its pipeline, or a pipeline (fresh optimizers)")
+    parser.add_argument("--vae", type=Path, help="a trained VAE folder; default: the resumed one, or the wired one")
+    loop.add_arguments(parser, minutes=10.0, lr=2e-3)
     parser.add_argument("--text-lr", type=float, default=2e-4)
     parser.add_argument("--warmup", type=int, default=100, help="steps")
     parser.add_argument("--decay-from", type=float, default=1.0, help="share of the phase after which the rate falls")
     parser.add_argument("--focus", type=float, default=0.0, help="how much more the tokens around objects weigh")
     parser.add_argument("--ema", type=float, default=0.998)
-    parser.add_argument("--save-minutes", type=float, default=5.0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--bf16", action="store_true", help="only where the processor has bf16 arithmetic")
+    parser.add_argument("--validate", type=float, help="seconds between held-out losses, on the first --grid")
     parser.add_argument("--compile", action="store_true", help="torch.compile the block, one graph per grid")
-    parser.add_argument("--workers", type=int, default=1, help="processes that render clips")
-    parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(argv)
 
 
 def start_pipeline(args: argparse.Namespace) -> WanPipeline:
-    """The pipeline folder to resume from, or a fresh one whose text encoder has learned its words."""
-    if args.resume and args.resume.is_dir():
-        return WanPipeline.from_pretrained(args.resume)
-    pipe = build_pipeline(AutoencoderKLWan.from_pretrained(args.vae) if args.vae else wired_vae())
-    if not args.resume:
-        pretrain(pipe.tokenizer, pipe.text_encoder.train(), np.random.default_rng(args.seed))
+    """The pipeline to continue, or a fresh one whose text encoder has learned its words."""
+    if args.resume:
+        pipe = WanPipeline.from_pretrained(args.resume if args.resume.is_dir() else args.resume.parent / "pipeline")
+    else:
+        pipe = build_pipeline(wired_vae())
+        pretrain(pipe.text_encoder.train(), np.random.default_rng(args.seed))
+    if args.vae:
+        pipe.register_modules(vae=AutoencoderKLWan.from_pretrained(args.vae))
     return pipe
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run one phase."""
     args = parse_args(argv)
-    torch.manual_seed(args.seed)
-    torch.set_flush_denormal(True)
-    if args.compile:
-        fast.block = torch.compile(fast.block, dynamic=False)
+    loop.set_up(args)
     trainer = Trainer(start_pipeline(args), args)
     if args.resume and args.resume.is_file():
         trainer.load(args.resume)

@@ -11,6 +11,7 @@ from examples.tiny_wan import decoder, finetune
 from examples.tiny_wan.batches import Batch, GridSpec, load_batches
 from examples.tiny_wan.latents import from_tokens, to_tokens
 from examples.tiny_wan.model import build_pipeline, save_pipeline
+from examples.tiny_wan.text import token_ids
 from examples.tiny_wan.vae import encode_mean, wired_vae
 
 pytest.importorskip("peft")
@@ -40,6 +41,13 @@ def velocity(pipe):
 def test_tokens_and_latents_are_the_same_numbers():
     latents = torch.randn(2, 6, 3, 4, 8)
     assert torch.equal(from_tokens(to_tokens(latents), (3, 2, 4)), latents)
+
+
+def test_words_are_encoded_as_the_pipeline_does(folder):
+    pipe, captions = WanPipeline.from_pretrained(folder), ["a red circle moves left over a blue background", ""]
+    ours = finetune.encode_words(pipe, token_ids(captions))
+    theirs = pipe.encode_prompt(captions, do_classifier_free_guidance=False, max_sequence_length=512)[0]
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("frames", "grid"), [(33, (9, 16, 16)), (65, (17, 16, 16))])

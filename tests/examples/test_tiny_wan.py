@@ -2,6 +2,7 @@
 
 import json
 import math
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,17 +10,20 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 
 from examples.tiny_wan import fast
-from examples.tiny_wan.batches import GridSpec, load_batches, sample_sigmas, sample_tokens
+from examples.tiny_wan.batches import GridSpec, clean_tokens, load_batches, sample_sigmas
 from examples.tiny_wan.evaluate import held_out_scenes, score
 from examples.tiny_wan.judge import hits, judge
 from examples.tiny_wan.latents import REFERENCE_GRID, analytic_latents, positions, to_tokens
 from examples.tiny_wan.likeness import described_scene, likeness
-from examples.tiny_wan.model import build_transformer
+from examples.tiny_wan.model import build_tokenizer, build_transformer
+from examples.tiny_wan.scene_batch import latents_of_rows, nearness_rows, render_rows, scene_rows
 from examples.tiny_wan.scenes import (
     COLOURS,
     MOTIONS,
+    SHAPES,
     WORDS,
     Item,
     Scene,
@@ -29,7 +33,7 @@ from examples.tiny_wan.scenes import (
     render,
     sample_scene,
 )
-from examples.tiny_wan.text import CLASSES, labels
+from examples.tiny_wan.text import CLASSES, LONGEST, labels, token_ids
 from examples.tiny_wan.vae import encode_mean, wired_vae
 
 ROOT = Path(__file__).parents[2]
@@ -158,6 +162,14 @@ def test_reference_positions_are_the_models_own():
     assert positions((5, 8, 8))[0].tolist() == [0.0, 0.5, 0.5]
 
 
+@pytest.mark.parametrize("grid", [(9, 24, 24), (17, 16, 20)])
+def test_longer_and_wider_grids_have_the_stock_positions(grid):
+    frames, height, width = grid
+    stock = WanRotaryPosEmbed(32, (1, 2, 2), 64)(torch.empty(1, 6, frames, 2 * height, 2 * width))
+    for ours, theirs in zip(fast.rotary_tables(positions(grid), 32), stock, strict=True):
+        torch.testing.assert_close(ours, theirs[0, :, 0, ::2].float(), rtol=0, atol=1e-5)
+
+
 def test_fast_forward_equals_the_stock_transformer():
     torch.manual_seed(0)
     model = build_transformer()
@@ -169,18 +181,64 @@ def test_fast_forward_equals_the_stock_transformer():
     with torch.no_grad():
         stock = model(latents, timestep, padded, return_dict=False)[0]
         places = torch.stack(grid, -1).view(-1, 3)
-        own = fast.forward_tokens(model, to_tokens(latents), places, timestep, *fast.pad_text(words, mask))
+        rotary = fast.rotary_tables(places, 32)
+        own = fast.forward_tokens(model, to_tokens(latents), rotary, timestep, *fast.pad_text(words, mask))
     torch.testing.assert_close(own, to_tokens(stock), atol=1e-3, rtol=1e-4)
 
 
 def test_kept_frames_equal_the_full_grids():
-    scenes = [sample_scene(np.random.default_rng(1))]
-    full, near, places = sample_tokens(scenes, GridSpec.parse("5x4x4:1:1"), np.random.default_rng(0))
-    for seed in range(4):
-        part, close, where = sample_tokens(scenes, GridSpec.parse("5x4x4/2:1:1"), np.random.default_rng(seed))
-        rows = (places[:, None] == where).all(-1).float().argmax(0)
-        torch.testing.assert_close(part, full[:, rows])
-        torch.testing.assert_close(close, near[:, rows])
+    rows = scene_rows([sample_scene(np.random.default_rng(1))])
+    spec = GridSpec.parse("5x4x4:1:1")
+    full, near = (part.unflatten(1, (5, 16)) for part in clean_tokens(rows, spec, tuple(range(5)), "cpu"))
+    for kept in [(0,), (3,), (0, 1), (1, 4)]:
+        part, close = clean_tokens(rows, spec, kept, "cpu")
+        torch.testing.assert_close(part, full[:, list(kept)].flatten(1, 2))
+        torch.testing.assert_close(close, near[:, list(kept)].flatten(1))
+        torch.testing.assert_close(
+            fast.grid_tables(spec.grid, kept, 32, torch.device("cpu"), torch.float32),
+            fast.rotary_tables(positions(spec.grid).view(5, 16, 3)[list(kept)].view(-1, 3), 32),
+        )
+
+
+def drawn_scenes():
+    """One object and two, pans, stripes, and none."""
+    rng = np.random.default_rng(4)
+    scenes = [sample_scene(rng) for _ in range(30)] + [Scene((), "blue")]
+    assert {len(scene.items) for scene in scenes} == {0, 1, 2}
+    assert any(scene.pan for scene in scenes) and {s.texture for s in scenes} == {"plain", "shaded", "striped"}
+    assert {item.shape for s in scenes for item in s.items} == set(SHAPES)
+    return scenes
+
+
+@pytest.mark.parametrize("together", [1, 31])
+def test_scenes_in_batches_are_those_one_by_one(together):
+    scenes, times = drawn_scenes(), frame_times(9)
+    parts = scene_rows(scenes).split(together)
+    clips = torch.cat([render_rows(rows, times, 40, 56) for rows in parts])
+    torch.testing.assert_close(clips, torch.stack([render(s, times, 40, 56) for s in scenes]), atol=1e-5, rtol=0)
+    near = torch.cat([nearness_rows(rows, times, 5, 7) for rows in parts])
+    wanted = [nearness(s, times, 5, 7) if s.items else torch.zeros(9, 5, 7) for s in scenes]
+    torch.testing.assert_close(near, torch.stack(wanted), atol=1e-5, rtol=0)
+
+
+def test_latents_of_a_batch_are_those_of_its_clips():
+    scenes, times = drawn_scenes(), frame_times(13)[[0, 5, 6, 7, 8]]
+    clips = torch.stack([render(scene, times, 24, 40) for scene in scenes])
+    latents = latents_of_rows(scene_rows(scenes), times, 24, 40)
+    torch.testing.assert_close(latents, analytic_latents(clips), atol=1e-5, rtol=0)
+
+
+def test_words_are_the_tokenizers():
+    rng = np.random.default_rng(0)
+    captions = ["", *(sample_scene(rng).caption(index) for index in range(60))]
+    wanted = build_tokenizer()(captions, padding="max_length", max_length=LONGEST, return_tensors="pt").input_ids
+    assert torch.equal(token_ids(captions), wanted)
+
+
+def test_held_out_scenes_never_change():
+    """Accuracies are compared over versions, so the scenes behind them must stay as they are."""
+    for objects, wanted in ((1, 543354560), (2, 80212290)):
+        assert zlib.crc32(repr(held_out_scenes(200, 0, objects)).encode()) == wanted
 
 
 def test_nearness_covers_every_object_of_any_shape():
