@@ -1,6 +1,6 @@
 """What one training step sees: a token grid or some frames of it, captions, noise levels, clean tokens."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from examples.tiny_wan.latents import PATCH, normalise, to_tokens
 from examples.tiny_wan.model import SHIFT
 from examples.tiny_wan.scene_batch import latents_of_rows, nearness_rows, scene_rows
-from examples.tiny_wan.scenes import frame_times, sample_scene
+from examples.tiny_wan.scenes import combination_odds, frame_times, sample_scene
 from examples.tiny_wan.text import token_ids
 
 Device = torch.device | str
@@ -114,9 +114,11 @@ class Draft:
         return Batch(self.spec, self.captions, words, self.kept, sigma, tokens, near)
 
 
-def sample_draft(spec: GridSpec, rng: np.random.Generator, held_out: bool = False) -> Draft:
+def sample_draft(
+    spec: GridSpec, rng: np.random.Generator, held_out: bool = False, odds: np.ndarray | None = None
+) -> Draft:
     """Fresh scenes; one caption in ten is dropped, so that the model learns to do without."""
-    scenes = [sample_scene(rng, held_out=held_out) for _ in range(spec.batch)]
+    scenes = [sample_scene(rng, held_out=held_out, odds=odds) for _ in range(spec.batch)]
     scenes.sort(key=lambda scene: (len(scene.items), scene.items[0].shape))  # like next to like renders faster
     wordings = rng.choice(3, spec.batch, p=(0.5, 0.3, 0.2)).tolist()
     dropped = rng.random(spec.batch) < 0.1
@@ -128,25 +130,31 @@ def sample_draft(spec: GridSpec, rng: np.random.Generator, held_out: bool = Fals
 class Clips(IterableDataset):
     """An endless stream of batches of the given grids, drawn by their weights, rendered or not."""
 
-    def __init__(self, specs: list[GridSpec], seed: int, render: bool) -> None:
+    def __init__(self, specs: list[GridSpec], seed: int, render: bool, often: Mapping[str, float]) -> None:
         self.specs, self.seed, self.render = specs, seed, render
+        self.odds = combination_odds(often)
 
     def __iter__(self) -> Iterator[Batch | Draft]:
         worker = get_worker_info()
         rng = np.random.default_rng([self.seed, worker.id if worker else 0])
         weights = np.array([spec.weight for spec in self.specs])
         while True:
-            draft = sample_draft(self.specs[rng.choice(len(weights), p=weights / weights.sum())], rng)
+            spec = self.specs[rng.choice(len(weights), p=weights / weights.sum())]
+            draft = sample_draft(spec, rng, odds=self.odds)
             yield draft.rendered() if self.render else draft
 
 
-def load_batches(specs: list[GridSpec], seed: int, workers: int, device: Device = "cpu") -> Iterator[Batch]:
+def load_batches(
+    specs: list[GridSpec], seed: int, workers: int, device: Device = "cpu", often: Mapping[str, float] | None = None
+) -> Iterator[Batch]:
     """Batches on `device`, drawn in `workers` processes of one thread each, in an order that only `seed` decides.
 
     Those processes also render for a CPU; any other device renders for itself.
     """
     on_cpu = torch.device(device).type == "cpu"
     ahead = {"prefetch_factor": 4} if workers else {}
-    loader = DataLoader(Clips(specs, seed, on_cpu), None, num_workers=workers, pin_memory=not on_cpu, **ahead)
+    loader = DataLoader(
+        Clips(specs, seed, on_cpu, often or {}), None, num_workers=workers, pin_memory=not on_cpu, **ahead
+    )
     for batch in loader:
         yield batch if on_cpu else batch.rendered(device)

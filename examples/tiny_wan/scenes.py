@@ -7,7 +7,7 @@ so every resolution and frame count shows the same world.
 import itertools
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -125,6 +125,20 @@ def combinations(held_out: bool) -> Iterator[tuple[str, str, str, str]]:
 _POOLS = {held_out: tuple(combinations(held_out)) for held_out in (False, True)}
 
 
+def combination_odds(often: Mapping[str, float], held_out: bool = False) -> np.ndarray:
+    """Odds of each of `combinations`, the words in `often` so many times as often as the others of their kind.
+
+    >>> odds = combination_odds({"spin": 3.0})
+    >>> float(odds.sum())
+    1.0
+    """
+    unknown = sorted(set(often) - {*SHAPES, *MOTIONS})
+    if unknown:
+        raise ValueError(f"{unknown} are no shapes or motions: {', '.join((*SHAPES, *MOTIONS))}")
+    odds = np.array([often.get(shape, 1.0) * often.get(motion, 1.0) for shape, _, motion, _ in _POOLS[held_out]])
+    return odds / odds.sum()
+
+
 def _reaches(shape: str, motion: str, radius: float) -> tuple[tuple[float, float], tuple[float, float]]:
     """How far an object may extend left and right, then up and down of its centre of mass."""
     if motion == "grow":
@@ -182,14 +196,16 @@ def sample_scene(
     attributes: tuple[str, str, str, str] | None = None,
     objects: int | None = None,
     held_out: bool = False,
+    odds: np.ndarray | None = None,
 ) -> Scene:
     """Draw a scene.
 
     `attributes` fixes the first object and the background, the default draws a combination of this side of the
-    split; `objects` fixes their number, the default draws two in every third scene.
+    split, with the `odds` of `combination_odds`; `objects` fixes their number, the default draws two in every third
+    scene.
     """
     pool = _POOLS[held_out]
-    first = attributes or pool[rng.integers(len(pool))]
+    first = attributes or pool[rng.integers(len(pool)) if odds is None else rng.choice(len(pool), p=odds)]
     background = first[3]
     count = objects or (2 if rng.random() < 0.33 else 1)
     texture = TEXTURES[rng.integers(len(TEXTURES))]

@@ -112,7 +112,7 @@ class Trainer:
 def run_phase(trainer: Trainer, args: argparse.Namespace) -> None:
     """Train for `args.minutes` of wall time, saving every `args.save_minutes`."""
     validation = Validation(args.grid[0], args.device) if args.validate else None
-    batches = load_batches(args.grid, args.seed, args.workers, args.device)
+    batches = load_batches(args.grid, args.seed, args.workers, args.device, dict(args.often))
     for step, progress, batch in loop.pace(batches, args, trainer.save):
         trainer.step(batch, loop.learning_rate_factor(progress, step, args.warmup, args.decay_from))
         if validation and time.monotonic() - validation.last > args.validate:
@@ -133,10 +133,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=100, help="steps")
     parser.add_argument("--decay-from", type=float, default=1.0, help="share of the phase after which the rate falls")
     parser.add_argument("--focus", type=float, default=0.0, help="how much more the tokens around objects weigh")
+    parser.add_argument("--often", type=_word_and_times, action="append", default=[], metavar="WORD=TIMES",
+                        help="a shape or motion to draw so many times as often")  # fmt: skip
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--validate", type=float, help="seconds between held-out losses, on the first --grid")
     parser.add_argument("--compile", action="store_true", help="torch.compile the block, one graph per grid")
     return parser.parse_args(argv)
+
+
+def _word_and_times(text: str) -> tuple[str, float]:
+    word, times = text.split("=")
+    return word, float(times)
 
 
 def start_pipeline(args: argparse.Namespace) -> WanPipeline:
