@@ -37,7 +37,7 @@ SCALING = {
     "cpu": ([2048, 4096, 8192, 16384, 32768], [1024, 2048]),
     "cuda": ([8192, 16384, 32768, 65536], [4096, 8192]),
 }
-SECONDS = {"cpu": 45.0, "cuda": 5.0}  # for all rounds of one shape
+SECONDS = {"cpu": 20.0, "cuda": 5.0}  # for all rounds of one shape
 
 
 @torch.no_grad()

@@ -45,8 +45,8 @@ def in_turns(runs: dict[str, Callable[[], object]], device: str, seconds: float)
     """
     repeats = {}
     for name, run in runs.items():
-        once(run, device)
-        repeats[name] = max(1, math.ceil(SAMPLE / once(run, device)))
+        first = once(run, device)
+        repeats[name] = 1 if first > 1 else max(1, math.ceil(SAMPLE / once(run, device)))
     samples: dict[str, list[float]] = {name: [] for name in runs}
     started = time.perf_counter()
     for count in range(1, ROUNDS[1] + 1):
