@@ -142,6 +142,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def _word_and_times(text: str) -> tuple[str, float]:
+    """`spin=3` as a pair."""
     word, times = text.split("=")
     return word, float(times)
 

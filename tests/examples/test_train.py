@@ -2,11 +2,13 @@
 
 import csv
 
+import numpy as np
 import pytest
 import torch
 from diffusers import WanPipeline
 
 from examples.tiny_wan import curves, loop, text, train
+from examples.tiny_wan.scenes import combination_odds, sample_scene
 
 SIZES = "--grid 3x4x4:1:2 --grid 3x4x4/1:1:3 --minutes 5 --steps 5 --workers 0 --device cpu --warmup 1".split()
 
@@ -89,6 +91,19 @@ def test_a_file_is_replaced_only_when_written(tmp_path):
     with loop.replacing(path) as part:
         part.write_text("new")
     assert path.read_text() == "new"
+
+
+def test_scenes_can_be_drawn_more_often_than_others():
+    rng, odds = np.random.default_rng(0), combination_odds({"spin": 4.0, "square": 2.0})
+    items = [sample_scene(rng, objects=1, odds=odds).items[0] for _ in range(1500)]
+    spins = sum(item.motion == "spin" for item in items)
+    others = sum(item.motion == "grow" and item.shape != "circle" for item in items)
+    assert 3 * others < spins < 5.5 * others
+    squares, triangles = (sum(item.shape == shape for item in items) for shape in ("square", "triangle"))
+    assert 1.7 * triangles < squares < 2.3 * triangles
+    assert train.parse_args([*SIZES, "--out", "x", "--often", "spin=3"]).often == [("spin", 3.0)]
+    with pytest.raises(ValueError, match="spins"):
+        combination_odds({"spins": 2.0})
 
 
 def test_the_rate_rises_stays_and_falls():
