@@ -11,6 +11,7 @@ from threading import Barrier
 import torch
 
 MOST = 8  # threads that take turns in the interpreter without waiting for it
+WORTH = 4  # chunks for each worker, at least: waking a thread takes as long as a small chunk
 
 
 def share_of_threads(device: torch.device) -> tuple[int, int]:
@@ -20,14 +21,16 @@ def share_of_threads(device: torch.device) -> tuple[int, int]:
     return workers, threads // workers
 
 
-def in_threads(run: Callable[[int], None], workers: int, each: int) -> None:
+def in_threads(run: Callable[[int], None], workers: int, each: int, chunks: int) -> None:
     """`run(0)`, ..., `run(workers - 1)` at once, without gradients, each with `each` threads for its operations.
 
-    A chain of small operations loses a fifth of its time where every one of them starts and waits for all threads,
-    and most of it where one of these is kept waiting by other programs.
+    Where all threads share every operation, each of a chain of small ones waits for the slowest thread, and for long
+    where another program interrupts it. For few `chunks` of work they run one after the other, on all threads.
     """
-    if workers == 1:
-        return run(0)
+    if workers == 1 or chunks < WORTH * workers:
+        for index in range(workers):
+            _without_gradients(run, index)
+        return
     futures = [_pool(os.getpid(), workers, each).submit(_without_gradients, run, index) for index in range(workers)]
     for future in futures:
         future.result()

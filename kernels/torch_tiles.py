@@ -51,7 +51,7 @@ class _TileAttention(torch.autograd.Function):
                 out_tiles.index_copy_(0, chunk.rows, chunk_out)
                 lse_tiles.index_copy_(0, chunk.rows, chunk_lse)
 
-        in_threads(run, min(workers, len(work.chunks)), each)
+        in_threads(run, workers, each, len(work.chunks))
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.plan, ctx.scale = plan, scale
         return out, lse
@@ -93,7 +93,7 @@ class _TileAttention(torch.autograd.Function):
             _scatter_add(grad_keys, chunk.visited, torch.bmm(scores.mT, q * scale))
             _scatter_add(grad_values, chunk.visited, torch.bmm(probs.to(k.dtype).mT, do))
 
-        in_threads(run, workers, each)
+        in_threads(run, workers, each, len(work.chunks))
         grads = (torch.cat([part.view(*key.shape[:2], -1, key.shape[-1]) for part in parts], 2).to(key.dtype)
                  for parts in (grad_keys, grad_values))  # fmt: skip
         return grad_tiles.view_as(query), *grads, None, None

@@ -29,7 +29,7 @@ def test_every_worker_has_its_share_and_nobody_else_loses_theirs(threads):
         grads.append(torch.is_grad_enabled())
 
     with torch.no_grad():
-        in_threads(run, workers, each)
+        in_threads(run, workers, each, 99)
     assert seen == dict.fromkeys(range(workers), 1) and not any(grads)
     later = []
     other = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
@@ -48,18 +48,29 @@ def test_many_threads_are_shared_by_few_workers():
         torch.set_num_threads(before)
 
 
+def test_little_work_stays_in_the_thread_that_asks():
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        in_threads(lambda index: seen.append((index, threading.current_thread(), torch.get_num_threads())), 2, 1, 7)
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [(0, threading.current_thread(), 2), (1, threading.current_thread(), 2)]
+
+
 def test_an_error_in_a_worker_is_raised():
     def run(index):
         if index == 1:
             raise ValueError("worker 1")
 
     with pytest.raises(ValueError, match="worker 1"):
-        in_threads(run, 2, 1)
+        in_threads(run, 2, 1, 99)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_results_do_not_depend_on_the_threads(threads, dtype):
+def test_results_do_not_depend_on_the_threads(threads, dtype, monkeypatch):
     """Out, lse and all gradients, and twice the same."""
+    monkeypatch.setattr("diffattn.kernels.worklist.CHUNK_BYTES", 1 << 14)  # many chunks
     plan = random_plan(300, 32, [(1, 16), (4, 4)], (2, 4), 0.4, order=padded_order(300, 64))
     tensors = inputs(plan, batch=2, heads=4, kv_heads=2, dtype=dtype)
     alone, again, here = (_all_of(plan, tensors, number) for number in (1, threads, threads))
