@@ -12,7 +12,7 @@ from .plan import Plan
 from .routed import RoutedRows
 from .threads import share_of_threads
 
-SLAB_BYTES = 8 << 20  # per thread, of the query, key and value of one slab
+SLAB_BYTES = 24 << 20  # per thread, of the query, key and value of one slab
 
 
 def by_slabs(
