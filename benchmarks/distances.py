@@ -60,7 +60,9 @@ def draw(rows: dict[str, list[float]], path: Path) -> None:
     axes.xaxis.tick_top()
     for row, values in enumerate(shares.tolist()):
         for column, value in enumerate(values):
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize="x-small")
+            dark = abs(float(image.get_array()[row, column])) > 1
+            colour = "white" if dark else "black"
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize="x-small", color=colour)
     bar = figure.colorbar(image, label="share over that of even attention")
     bar.set_ticks([-2, -1, 0, 1, 2], labels=["1/4", "1/2", "1", "2", "4"])
     figure.savefig(path, dpi=110)
