@@ -27,18 +27,15 @@ def in_threads(run: Callable[[int], None], workers: int, each: int, chunks: int)
     Where all threads share every operation, each of a chain of small ones waits for the slowest thread, and for long
     where another program interrupts it. For few `chunks` of work they run one after the other, on all threads.
     """
-    if workers == 1 or chunks < WORTH * workers:
-        for index in range(workers):
-            _without_gradients(run, index)
-        return
-    futures = [_pool(os.getpid(), workers, each).submit(_without_gradients, run, index) for index in range(workers)]
-    for future in futures:
-        future.result()
+    inference = torch.is_inference_mode_enabled()  # known to one thread only, as whether there are gradients
 
+    def without_gradients(index: int) -> None:
+        with torch.inference_mode(inference), torch.no_grad():
+            run(index)
 
-def _without_gradients(run: Callable[[int], None], index: int) -> None:
-    with torch.no_grad():
-        run(index)
+    alone = workers == 1 or chunks < WORTH * workers
+    spread = map if alone else _pool(os.getpid(), workers, each).map
+    list(spread(without_gradients, range(workers)))
 
 
 @cache

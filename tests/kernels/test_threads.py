@@ -85,3 +85,12 @@ def _all_of(plan, tensors, threads):
     leaves = [tensor.clone().requires_grad_() for tensor in tensors]
     out, lse = attend(*leaves, plan, impl="torch", return_lse=True)
     return [out, lse, *torch.autograd.grad((out.float().square().sum() + lse.sum()), leaves)]
+
+
+def test_workers_may_write_what_inference_mode_made(threads, monkeypatch):
+    monkeypatch.setattr("diffattn.kernels.worklist.CHUNK_BYTES", 1 << 14)  # many chunks
+    plan = random_plan(300, 32, [(1, 16)], (2, 4), 0.4, order=padded_order(300, 64))
+    tensors = inputs(plan, batch=2, heads=4)
+    with torch.inference_mode():
+        out = attend(*tensors, plan, impl="torch")
+    assert torch.equal(out, attend(*tensors, plan, impl="torch"))
