@@ -9,18 +9,23 @@ from torch import Tensor
 
 
 def softmax_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, hollow: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Attention of `(N, BQ, D)` queries to `(N, L, D)` keys.
 
     Args:
         mask (`torch.Tensor`, *optional*): `(N, 1|BQ, L)`, added to the scores.
+        hollow (`bool`, *optional*, defaults to `True`): whether the mask may leave a row without any key.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: out `(N, BQ, D)` in the dtype of `query` and lse `(N, BQ)` in float32 or
         wider; a row without any key gives 0 and -inf.
     """
-    return _form(query)(query, key, value, mask, scale)
+    out, lse = _form(query)(query, key, value, mask, scale)
+    if mask is not None and hollow:
+        empty = (mask == -torch.inf).all(-1)
+        out, lse = out.masked_fill_(empty[..., None], 0), lse.masked_fill_(empty, -torch.inf)
+    return out, lse
 
 
 def holds_scores(query: Tensor) -> bool:
@@ -56,11 +61,7 @@ def _flash_cpu(query, key, value, mask, scale):
     out, lse = flash_cpu()(
         query[:, None], key[:, None], value[:, None], attn_mask=None if mask is None else mask[:, None], scale=scale
     )
-    out, lse = out[:, 0], lse[:, 0]
-    if mask is not None:
-        empty = (mask == -torch.inf).all(-1)
-        out, lse = out.masked_fill(empty[..., None], 0), lse.masked_fill(empty, -torch.inf)
-    return out, lse
+    return out[:, 0], lse[:, 0]
 
 
 def _mixed(query, key, value, mask, scale):
@@ -74,11 +75,7 @@ def _mixed(query, key, value, mask, scale):
     peak = scores.amax(-1, keepdim=True)
     probs = torch.softmax(scores, dim=-1)
     lse = (peak - probs.amax(-1, keepdim=True).log())[..., 0]
-    out = torch.bmm(probs.bfloat16(), value)
-    if mask is not None:
-        empty = peak == -torch.inf
-        out, lse = out.masked_fill_(empty, 0), lse.masked_fill_(empty[..., 0], -torch.inf)
-    return out, lse
+    return torch.bmm(probs.bfloat16(), value), lse
 
 
 def scaled_scores(query: Tensor, key: Tensor, added: Tensor | None, scale: float) -> Tensor:

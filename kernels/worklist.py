@@ -45,6 +45,7 @@ class Chunk:
         visited (`list[torch.Tensor]`): per run `(n, L)`, numbers among its `B * Hkv * rows / granule` granules.
         tested (`torch.Tensor`, *optional*): `(n, L)` bool, granules whose keys are tested against the boxes.
         weighted (`bool`): whether some of the keys have log-weights other than 0.
+        hollow (`bool`): whether some query may see no key at all.
     """
 
     part: int
@@ -52,6 +53,7 @@ class Chunk:
     visited: list[Tensor]
     tested: Tensor | None
     weighted: bool
+    hollow: bool
 
 
 class Worklist:
@@ -69,30 +71,27 @@ class Worklist:
     def __init__(self, plan: Plan, query: Tensor, key: Tensor, scored: bool, threads: int, parts: int) -> None:
         self.runs, self.dtype = _runs(plan), query.dtype
         tiles = query.shape[0] * query.shape[1] * query.shape[2] // plan.block_q
-        odd = [part.ne(1).any(1) for part in self.granules(plan.kv_counts.expand(*key.shape[:2], -1))]
-        flat = [_Flat(run, query.shape[:2], key.shape[1], tiles, some) for run, some in zip(self.runs, odd)]
-        flags = (sum(part.has_partial for part in flat) > 0, sum(part.has_odd for part in flat) > 0)
-        group = (
-            torch.arange(tiles, device=key.device)
-            * key.shape[0]
-            * key.shape[1]
-            // tiles
-            * parts
-            // (key.shape[0] * key.shape[1])
-        )
+        counts = self.granules(plan.kv_counts.expand(*key.shape[:2], -1))
+        flat = [_Flat(run, query.shape[:2], key.shape[1], tiles, part) for run, part in zip(self.runs, counts)]
+        tested = sum(part.partial_count for part in flat) > 0
+        hollow = tested | (sum(part.void_count for part in flat) == sum(part.lengths for part in flat))
+        flags = (tested, sum(part.odd_count for part in flat) > 0, hollow)
+        pairs = key.shape[0] * key.shape[1]
+        group = torch.arange(tiles, device=key.device) * pairs // tiles * parts // pairs
         kinds = torch.stack([group, *(flag.long() for flag in flags), *(part.lengths for part in flat)], -1)
         found, kind = kinds.unique(dim=0, return_inverse=True)
         order = torch.argsort(kind, stable=True)
         groups = order.split(torch.bincount(kind, minlength=len(found)).tolist())
         row_bytes = 2 * key.shape[-1] * key.element_size() + scored * 4 * plan.block_q
         self.chunks, idle = [], [order[:0]]
-        for (part, partial, weighted, *lengths), rows in reversed(list(zip(found.tolist(), groups))):
+        for (part, *kind), rows in reversed(list(zip(found.tolist(), groups))):
+            flags, lengths = kind[:3], kind[3:]
             keys = sum(length * run.granule for length, run in zip(lengths, self.runs))
             if not keys:
                 idle.append(rows)
             else:
                 size = max(1, CHUNK_BYTES * threads // (row_bytes * keys))
-                self.chunks += [_chunk(part, some, lengths, flat, partial, weighted) for some in rows.split(size)]
+                self.chunks += [_chunk(part, some, lengths, flat, *map(bool, flags)) for some in rows.split(size)]
         self.idle = torch.cat(idle)  # query tiles that visit nothing
 
     @property
@@ -134,23 +133,31 @@ def _runs(plan: Plan) -> list[Run]:
     return runs
 
 
-def _chunk(part: int, rows: Tensor, lengths: list[int], flat: list[_Flat], partial: int, weighted: int) -> Chunk:
+def _chunk(
+    part: int, rows: Tensor, lengths: list[int], flat: list[_Flat], tested: bool, weighted: bool, hollow: bool
+) -> Chunk:
     at = [run.first[rows, None] + torch.arange(length, device=rows.device) for run, length in zip(flat, lengths)]
     visited = [run.granules[index] for run, index in zip(flat, at)]
-    return Chunk(part, rows, visited, flat[0].partial[at[0]] if partial else None, bool(weighted))
+    return Chunk(part, rows, visited, flat[0].partial[at[0]] if tested else None, weighted, hollow)
 
 
 class _Flat:
-    """The granules of one run, sorted by query tile; `odd` says which have log-weights other than 0."""
+    """The granules of one run, sorted by query tile.
 
-    def __init__(self, run: Run, batch_heads: tuple[int, int], kv_heads: int, tiles: int, odd: Tensor) -> None:
+    `counts` are the keys that each row of each granule stands for: odd are granules with rows of other than one, void
+    are those without keys.
+    """
+
+    def __init__(self, run: Run, batch_heads: tuple[int, int], kv_heads: int, tiles: int, counts: Tensor) -> None:
         parts = [_entries(lists, start, run, batch_heads, kv_heads) for lists, start in zip(run.lists, run.starts)]
         owner, granules, partial = (torch.cat(columns) for columns in zip(*parts))
         by_tile = torch.argsort(owner, stable=True)
         self.granules, self.partial = granules[by_tile], partial[by_tile]
-        self.lengths = torch.bincount(owner, minlength=tiles)
-        self.has_partial = torch.bincount(owner[partial], minlength=tiles)
-        self.has_odd = torch.bincount(owner[odd[granules]], minlength=tiles)
+        odd, void = counts.ne(1).any(1), counts.eq(0).all(1)
+        some = (slice(None), partial, odd[granules], void[granules])
+        self.lengths, self.partial_count, self.odd_count, self.void_count = (
+            torch.bincount(owner[at], minlength=tiles) for at in some
+        )
         self.first = self.lengths.cumsum(0) - self.lengths
 
 
