@@ -11,7 +11,7 @@ from threading import Barrier
 import torch
 
 MOST = 8  # threads that take turns in the interpreter without waiting for it
-WORTH = 4  # chunks for each worker, at least: waking a thread takes as long as a small chunk
+WORTH = 16  # chunks for each worker, at least: threads of the operations before still keep the cores busy
 
 
 def share_of_threads(device: torch.device) -> tuple[int, int]:

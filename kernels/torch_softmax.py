@@ -2,43 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from .scratch import Scratch
 
-def softmax_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, hollow: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Attention of `(N, BQ, D)` queries to `(N, L, D)` keys.
+
+@dataclass(frozen=True)
+class SoftmaxForm:
+    """A way to compute softmax attention of `(N, *lead, BQ, D)` queries to `(N, *lead, L, D)` keys.
 
     Args:
-        mask (`torch.Tensor`, *optional*): `(N, 1|BQ, L)`, added to the scores.
-        hollow (`bool`, *optional*, defaults to `True`): whether the mask may leave a row without any key.
-
-    Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: out `(N, BQ, D)` in the dtype of `query` and lse `(N, BQ)` in float32 or
-        wider; a row without any key gives 0 and -inf.
+        attention (`Callable`): `attention(query, key, value, mask, scale, scratch) -> (out, lse)`: `mask`
+            `(N, *lead, 1|BQ, L)` or None is added to the scores, out is in the dtype of `query`, lse `(N, *lead, BQ)`
+            in float32 or wider. What a row without any key gives is not defined.
+        lead (`tuple[int, ...]`): dimensions that the form wants between.
+        scored (`bool`): whether all scores are written to memory.
     """
-    out, lse = _form(query)(query, key, value, mask, scale)
-    if mask is not None and hollow:
-        empty = (mask == -torch.inf).all(-1)
-        out, lse = out.masked_fill_(empty[..., None], 0), lse.masked_fill_(empty, -torch.inf)
-    return out, lse
+
+    attention: Callable[..., tuple[Tensor, Tensor]]
+    lead: tuple[int, ...] = ()
+    scored: bool = True
 
 
-def holds_scores(query: Tensor) -> bool:
-    """Whether `softmax_attention` of such queries writes all scores to memory."""
-    return _form(query) is not _flash_cpu
-
-
-def _form(query: Tensor):
+def softmax_form(query: Tensor) -> SoftmaxForm:
+    """The form for queries of this device and dtype."""
     if query.device.type != "cpu":
-        return _public
+        return PUBLIC
     if query.dtype == torch.bfloat16 and has_slow_flash_bf16():
-        return _mixed
-    return _public if flash_cpu() is None else _flash_cpu
+        return MIXED
+    return PUBLIC if flash_cpu() is None else FLASH
 
 
 @cache
@@ -57,27 +54,6 @@ def flash_cpu():
     return getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
 
-def _flash_cpu(query, key, value, mask, scale):
-    out, lse = flash_cpu()(
-        query[:, None], key[:, None], value[:, None], attn_mask=None if mask is None else mask[:, None], scale=scale
-    )
-    return out[:, 0], lse[:, 0]
-
-
-def _mixed(query, key, value, mask, scale):
-    """Scores and softmax in float32, the product with the values in bf16: as exact as flash attention.
-
-    Torch has no CPU product of bf16 that gives float32, which scores must be: rounded to bf16 they cost two digits of
-    lse. `mkldnn.matmul.fp32_precision` would make the first product one of bf16 too, but for all threads of the
-    process.
-    """
-    scores = scaled_scores(query.float(), key.float(), mask, scale)
-    peak = scores.amax(-1, keepdim=True)
-    probs = torch.softmax(scores, dim=-1)
-    lse = (peak - probs.amax(-1, keepdim=True).log())[..., 0]
-    return torch.bmm(probs.bfloat16(), value), lse
-
-
 def scaled_scores(query: Tensor, key: Tensor, added: Tensor | None, scale: float) -> Tensor:
     """`scale * query @ key.mT + added`, the sum made within the product."""
     if added is None:
@@ -85,10 +61,34 @@ def scaled_scores(query: Tensor, key: Tensor, added: Tensor | None, scale: float
     return torch.baddbmm(added.to(query.dtype), query, key.mT, alpha=scale)
 
 
-def _public(query, key, value, mask, scale):
+def _flash_cpu(query, key, value, mask, scale, scratch):
+    return flash_cpu()(query, key, value, attn_mask=mask, scale=scale)
+
+
+def _mixed(query, key, value, mask, scale, scratch: Scratch):
+    """Scores and softmax in float32, the product with the values in bf16: as exact as flash attention.
+
+    Torch has no CPU product of bf16 that gives float32, which scores must be: rounded to bf16 they cost two digits of
+    lse. `mkldnn.matmul.fp32_precision` would make the first product one of bf16 too, but for all threads of the
+    process.
+    """
+    shape = (*query.shape[:2], key.shape[1])
+    wide = scratch("wide key", torch.float32, *key.shape).copy_(key)
+    scores, probs = scratch("scores", torch.float32, *shape), scratch("probs", torch.bfloat16, *shape)
+    beta, mask = (0, scores) if mask is None else (1, mask)
+    torch.baddbmm(mask, query.float(), wide.mT, beta=beta, alpha=scale, out=scores)
+    peak = scores.amax(-1)
+    torch.softmax(scores, dim=-1, out=scores)
+    lse = peak.sub_(scores.amax(-1).log_())
+    return torch.bmm(probs.copy_(scores), value), lse
+
+
+def _public(query, key, value, mask, scale, scratch):
     """With public operations only."""
-    scores = torch.bmm(query * scale, key.mT)
-    scores = scores if mask is None else scores + mask
+    scores = scaled_scores(query, key, mask, scale)
     lse = torch.logsumexp(scores.to(torch.promote_types(scores.dtype, torch.float32)), dim=-1)
     probs = (scores - lse.where(lse > -torch.inf, 0)[..., None]).exp()
     return torch.bmm(probs.to(value.dtype), value), lse
+
+
+FLASH, MIXED, PUBLIC = SoftmaxForm(_flash_cpu, (1,), False), SoftmaxForm(_mixed), SoftmaxForm(_public)

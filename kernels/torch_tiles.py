@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from .plan import Plan
+from .scratch import Scratch
 from .threads import in_threads, share_of_threads
-from .torch_softmax import holds_scores, scaled_scores, softmax_attention
+from .torch_softmax import scaled_scores, softmax_form
 from .worklist import Chunk, Worklist, worklist
 
 
@@ -35,22 +36,25 @@ class _TileAttention(torch.autograd.Function):
         out = torch.empty_like(query)
         lse = torch.empty(query.shape[:3], dtype=_wide(query.dtype), device=query.device)
         workers, each = share_of_threads(query.device)
-        work = worklist(plan, query, key, holds_scores(query), each)
-        tiles, keys, values = query.view(-1, plan.block_q, query.shape[-1]), work.granules(key), work.granules(value)
-        out_tiles, lse_tiles = out.view_as(tiles), lse.view(tiles.shape[:2])
+        form = softmax_form(query)
+        work = worklist(plan, query, key, form.scored, each)
+        tiles = query.view(-1, *form.lead, plan.block_q, query.shape[-1])
+        out_tiles, lse_tiles = out.view_as(tiles), lse.view(tiles.shape[:-1])
         out_tiles[work.idle], lse_tiles[work.idle] = 0, -torch.inf
-        bias = work.bias(plan, key)
+        keys, values = work.granules(key), work.granules(value)
         chunks = iter(work.chunks)  # the workers share it: whoever is free takes the next
 
         def run(_: int) -> None:
-            key_buffer, value_buffer = (key.new_empty(work.largest * key.shape[-1]) for _ in range(2))
+            scratch = Scratch(query.device)
             for chunk in chunks:
-                mask = _mask(plan, work, chunk, bias)
-                k, v = _gather(keys, chunk.visited, key_buffer), _gather(values, chunk.visited, value_buffer)
                 q = tiles.index_select(0, chunk.rows)  # a few times faster than tiles[chunk.rows]
-                chunk_out, chunk_lse = softmax_attention(q, k, v, mask, scale, chunk.hollow)
-                out_tiles.index_copy_(0, chunk.rows, chunk_out)
-                lse_tiles.index_copy_(0, chunk.rows, chunk_lse)
+                k, v = (_gather(part, chunk, form.lead, scratch, name) for name, part in (("k", keys), ("v", values)))
+                mask = _mask(plan, work, chunk, form.lead, scratch)
+                found = form.attention(q, k, v, mask, scale, scratch)
+                if chunk.hollow and mask is not None:
+                    _clear(*found, (mask == -torch.inf).all(-1))
+                out_tiles.index_copy_(0, chunk.rows, found[0])
+                lse_tiles.index_copy_(0, chunk.rows, found[1])
 
         in_threads(run, workers, each, len(work.chunks))
         ctx.save_for_backward(query, key, value, out, lse)
@@ -72,27 +76,27 @@ class _TileAttention(torch.autograd.Function):
         # a key is visited many times: its gradient is summed in float32
         grad_tiles = torch.zeros_like(tiles)
         grad_keys, grad_values = ([torch.zeros_like(part, dtype=wide) for part in parts] for parts in (keys, values))
-        bias = work.bias(plan, key)
 
         def run(part: int) -> None:
+            scratch = Scratch(query.device)
             for chunk in work.chunks:
                 if chunk.part == part:
-                    add(chunk)
+                    add(chunk, scratch)
 
-        def add(chunk: Chunk) -> None:
+        def add(chunk: Chunk, scratch: Scratch) -> None:
             # dS = P * (dP - (rowsum(dO * O) - dLSE)), both products of which are in float32 at least
             rows = chunk.rows
             q, o, do, total, dlse = (part.index_select(0, rows) for part in (tiles, out, grad_out, lse, grad_lse))
-            k, v = (_gather(source, chunk.visited) for source in (keys, values))
+            k, v = (_gather(part, chunk, (), scratch, name) for name, part in (("k", keys), ("v", values)))
             empty = total == -torch.inf
             delta = ((do * o).sum(-1, dtype=wide) - dlse).masked_fill_(empty, 0)[..., None]
             probs = scaled_scores(q.to(wide), k.to(wide), -total.masked_fill(empty, 0)[..., None], scale)
-            mask = _mask(plan, work, chunk, bias)
+            mask = _mask(plan, work, chunk, (), scratch)
             probs = (probs if mask is None else probs.add_(mask)).exp_()
             scores = scaled_scores(do.to(wide), v.to(wide), -delta, 1.0).mul_(probs).to(k.dtype)
             grad_tiles.index_copy_(0, rows, torch.bmm(scores, k).mul_(scale))
-            _scatter_add(grad_keys, chunk.visited, torch.bmm(scores.mT, q * scale))
-            _scatter_add(grad_values, chunk.visited, torch.bmm(probs.to(k.dtype).mT, do))
+            _scatter_add(grad_keys, chunk, torch.bmm(scores.mT, q * scale))
+            _scatter_add(grad_values, chunk, torch.bmm(probs.to(k.dtype).mT, do))
 
         in_threads(run, workers, each, len(work.chunks))
         grads = (torch.cat([part.view(*key.shape[:2], -1, key.shape[-1]) for part in parts], 2).to(key.dtype)
@@ -100,47 +104,46 @@ class _TileAttention(torch.autograd.Function):
         return grad_tiles.view_as(query), *grads, None, None
 
 
-def _gather(sources: list[Tensor], visited: list[Tensor], buffer: Tensor | None = None) -> Tensor:
-    """Granules `(N, G, ...)` of every run by the indices `(n, L)` of every run: `(n, sum L G, ...)`.
-
-    With one run and a flat `buffer` that is large enough, the result lies in the buffer: fresh pages cost more than
-    the copy.
-    """
-    if len(sources) == 1 and buffer is not None:
-        (source,), (index,) = sources, visited
-        out = buffer[: index.numel() * source[0].numel()].view(index.numel(), *source.shape[1:])
-        picked = [torch.index_select(source, 0, index.flatten(), out=out)]
-    else:
-        picked = [source.index_select(0, index.flatten()) for source, index in zip(sources, visited)]
-    rows = [
-        part.view(len(index), index.shape[1] * source.shape[1], *source.shape[2:])
-        for part, source, index in zip(picked, sources, visited)
-    ]
-    return rows[0] if len(rows) == 1 else torch.cat(rows, 1)
+def _gather(sources: list[Tensor], chunk: Chunk, between: tuple[int, ...], scratch: Scratch, name: str) -> Tensor:
+    """Granules `(N, G, ...)` of every run that the `n` tiles of a chunk visit: `(n, *between, L, ...)`."""
+    if len(sources) == 1:  # into memory that is there
+        (source,), (index,) = sources, chunk.visited
+        torch.index_select(source, 0, index, out=scratch(name, source.dtype, len(index), *source.shape[1:]))
+        keys = len(index) * source.shape[1] // len(chunk.rows)
+        return scratch(name, source.dtype, len(chunk.rows), *between, keys, *source.shape[2:])
+    parts = [source.index_select(0, index) for source, index in zip(sources, chunk.visited)]
+    return torch.cat([part.view(len(chunk.rows), *between, -1, *part.shape[2:]) for part in parts], 1 + len(between))
 
 
-def _scatter_add(sources: list[Tensor], visited: list[Tensor], parts: Tensor) -> None:
+def _scatter_add(sources: list[Tensor], chunk: Chunk, parts: Tensor) -> None:
     """The transpose of `_gather`, added to `sources`."""
-    sizes = [index.shape[1] * source.shape[1] for source, index in zip(sources, visited)]
-    for source, index, part in zip(sources, visited, parts.split(sizes, 1)):
-        source.index_add_(0, index.flatten(), part.reshape(-1, *source.shape[1:]).to(source.dtype))
+    sizes = [len(index) * source.shape[1] // len(parts) for source, index in zip(sources, chunk.visited)]
+    for source, index, part in zip(sources, chunk.visited, parts.split(sizes, 1)):
+        source.index_add_(0, index, part.reshape(-1, *source.shape[1:]).to(source.dtype))
 
 
-def _mask(plan: Plan, work: Worklist, chunk: Chunk, bias: list[Tensor] | None) -> Tensor | None:
-    """What is added to the scores of a chunk, `(n, 1, L)` or `(n, BQ, L)`; None for nothing."""
-    mask = _gather(bias, chunk.visited)[:, None] if chunk.weighted else None
+def _mask(plan: Plan, work: Worklist, chunk: Chunk, lead: tuple[int, ...], scratch: Scratch) -> Tensor | None:
+    """What is added to the scores of a chunk, `(n, *lead, 1, L)` or `(n, *lead, BQ, L)`; None for nothing."""
+    mask = _gather(work.bias, chunk, (*lead, 1), scratch, "bias") if chunk.weighted else None
     if chunk.tested is None:
         return mask
     (run,), (visited,) = work.runs, chunk.visited
     lane = torch.arange(run.granule, device=visited.device)
-    keys = ((visited % (run.rows // run.granule) * run.granule)[..., None] + lane).flatten(1)
-    keys = keys.clamp(max=plan.order.shape[-1] - 1)
+    keys = (visited % (run.rows // run.granule) * run.granule)[:, None] + lane
+    keys = keys.clamp_(max=plan.order.shape[-1] - 1).view(len(chunk.rows), -1)
     rows = chunk.rows % (plan.query_shape[-1] // plan.block_q) * plan.block_q
     rows = rows[:, None] + torch.arange(plan.block_q, device=rows.device)
     seen = plan.boxes.inside(rows, keys) | ~chunk.tested.repeat_interleave(run.granule, 1)[:, None]
     dtype = work.dtype if mask is None else mask.dtype
     cut = torch.zeros((), dtype=dtype, device=rows.device).where(seen, -torch.inf)
+    cut = cut.view(len(cut), *lead, *cut.shape[1:])
     return cut if mask is None else mask + cut
+
+
+def _clear(out: Tensor, lse: Tensor, empty: Tensor) -> None:
+    """Give rows without any key 0 and -inf."""
+    out.masked_fill_(empty[..., None], 0)
+    lse.masked_fill_(empty, -torch.inf)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

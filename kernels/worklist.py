@@ -42,7 +42,7 @@ class Chunk:
     Args:
         part (`int`): of the KV heads, of those the worklist was made for.
         rows (`torch.Tensor`): `(n,)`, numbers among all `B * H * NQ` query tiles.
-        visited (`list[torch.Tensor]`): per run `(n, L)`, numbers among its `B * Hkv * rows / granule` granules.
+        visited (`list[torch.Tensor]`): per run `(n * L,)`, numbers among its `B * Hkv * rows / granule` granules.
         tested (`torch.Tensor`, *optional*): `(n, L)` bool, granules whose keys are tested against the boxes.
         weighted (`bool`): whether some of the keys have log-weights other than 0.
         hollow (`bool`): whether some query may see no key at all.
@@ -93,25 +93,15 @@ class Worklist:
                 size = max(1, CHUNK_BYTES * threads // (row_bytes * keys))
                 self.chunks += [_chunk(part, some, lengths, flat, *map(bool, flags)) for some in rows.split(size)]
         self.idle = torch.cat(idle)  # query tiles that visit nothing
-
-    @property
-    def largest(self) -> int:
-        """KV rows gathered by the largest chunk."""
-        sizes = (sum(index.numel() * run.granule for index, run in zip(c.visited, self.runs)) for c in self.chunks)
-        return max(sizes, default=0)
+        wide = torch.promote_types(query.dtype, torch.float32)
+        # the log-weights, as granules
+        self.bias = [part.to(wide).log() for part in counts] if any(chunk.weighted for chunk in self.chunks) else []
 
     def granules(self, rows: Tensor) -> list[Tensor]:
         """KV rows `(B, Hkv, Rkv, ...)` of every run as `(B Hkv Rkv_run / G, G, ...)`."""
         return [
             rows[:, :, run.start : run.start + run.rows].reshape(-1, run.granule, *rows.shape[3:]) for run in self.runs
         ]
-
-    def bias(self, plan: Plan, key: Tensor) -> list[Tensor] | None:
-        """The log-weights as `granules`, None where all are 0."""
-        if not any(chunk.weighted for chunk in self.chunks):
-            return None
-        wide = torch.promote_types(key.dtype, torch.float32)
-        return self.granules(plan.kv_counts.expand(*key.shape[:2], -1).to(wide).log())
 
 
 def worklist(plan: Plan, query: Tensor, key: Tensor, scored: bool, threads: int = 1, parts: int = 1) -> Worklist:
@@ -137,7 +127,7 @@ def _chunk(
     part: int, rows: Tensor, lengths: list[int], flat: list[_Flat], tested: bool, weighted: bool, hollow: bool
 ) -> Chunk:
     at = [run.first[rows, None] + torch.arange(length, device=rows.device) for run, length in zip(flat, lengths)]
-    visited = [run.granules[index] for run, index in zip(flat, at)]
+    visited = [run.granules[index].flatten() for run, index in zip(flat, at)]
     return Chunk(part, rows, visited, flat[0].partial[at[0]] if tested else None, weighted, hollow)
 
 
