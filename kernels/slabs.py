@@ -10,15 +10,19 @@ from torch import Tensor
 
 from .plan import Plan
 from .routed import RoutedRows
-from .threads import share_of_threads
+from .threads import in_threads, share_of_threads
 
 SLAB_BYTES = 24 << 20  # per thread, of the query, key and value of one slab
+Slab = tuple[slice, slice, slice]  # batch entries, heads and KV heads
 
 
 def by_slabs(
     attention: Callable, query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float
 ) -> tuple[Tensor, Tensor]:
     """`attention(query, key, value, plan, scale) -> (out, lse)`, called for one slab of heads after the other.
+
+    Without gradients every thread takes slabs of one KV head for itself; what they cannot share evenly follows, and
+    is worked on by all of them.
 
     Args:
         query (`torch.Tensor`): `(B, S, H, D)`.
@@ -28,25 +32,38 @@ def by_slabs(
         `tuple[torch.Tensor, torch.Tensor]`: out `(B, S, H, D)` and lse `(B, H, S)`.
     """
     learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
-    slabs = list(_slabs(query, key, plan, share_of_threads(query.device)[0] if learns else 1))
-    parts = (
-        attention(query[at, :, heads], key[at, :, kv_heads], value[at, :, kv_heads], part, scale)
-        for at, heads, kv_heads, part in slabs
-    )
+    workers, each = share_of_threads(query.device)
+    slabs = list(_slabs(query, key, plan, workers if learns else 1))
+
+    def part(slab: Slab) -> tuple[Tensor, Tensor]:
+        at, heads, kv_heads = slab
+        own = _part(plan, at, heads)
+        return attention(query[at, :, heads], key[at, :, kv_heads], value[at, :, kv_heads], own, scale)
+
     if len(slabs) == 1:
-        return next(parts)
+        return part(slabs[0])
     if learns:
-        return _joined(list(parts), query.shape[0])
-    out, lse = torch.empty_like(query, memory_format=torch.contiguous_format), None
-    for (at, heads, _, _), (part, part_lse) in zip(slabs, parts):
-        if lse is None:
-            lse = part_lse.new_empty(query.shape[0], query.shape[2], query.shape[1])
-        out[at, :, heads], lse[at, heads] = part, part_lse
+        return _joined([part(slab) for slab in slabs], query.shape[0])
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    wide = torch.promote_types(query.dtype, torch.float32)
+    lse = torch.empty(query.shape[0], query.shape[2], query.shape[1], dtype=wide, device=query.device)
+
+    def fill(queue: Iterator[Slab]) -> None:
+        for slab in queue:
+            out[slab[0], :, slab[1]], lse[slab[0], slab[1]] = part(slab)
+
+    if workers > 1:
+        singles = list(_single_slabs(query, key))
+        shared = len(singles) // workers * workers
+        slabs = singles[shared:]
+        queue = iter(singles[:shared])  # the workers share it: whoever is free takes the next
+        in_threads(lambda _: fill(queue), workers, each, shared > 0)
+    fill(iter(slabs))
     return out, lse
 
 
-def _slabs(query: Tensor, key: Tensor, plan: Plan, least: int) -> Iterator[tuple[slice, slice, slice, Plan]]:
-    """Batch entries, heads, KV heads (`least` at least, where there are) of every slab, and their part of the plan."""
+def _slabs(query: Tensor, key: Tensor, plan: Plan, least: int) -> Iterator[Slab]:
+    """Slabs of at least `least` KV heads, where there are as many, that are as large as they may be."""
     batch, _, heads, dim = query.shape
     group = heads // key.shape[2]
     row_bytes = query.element_size() * dim * (plan.query_shape[-1] * group + 2 * plan.order.shape[-1])
@@ -56,8 +73,15 @@ def _slabs(query: Tensor, key: Tensor, plan: Plan, least: int) -> Iterator[tuple
         at = slice(first, min(first + entries, batch))
         for head in range(0, key.shape[2], held):
             kv_heads = slice(head, min(head + held, key.shape[2]))
-            own = slice(kv_heads.start * group, kv_heads.stop * group)
-            yield at, own, kv_heads, _part(plan, at, own)
+            yield at, slice(kv_heads.start * group, kv_heads.stop * group), kv_heads
+
+
+def _single_slabs(query: Tensor, key: Tensor) -> Iterator[Slab]:
+    """One for each KV head of each batch entry."""
+    group = query.shape[2] // key.shape[2]
+    for entry in range(key.shape[0]):
+        for head in range(key.shape[2]):
+            yield slice(entry, entry + 1), slice(head * group, (head + 1) * group), slice(head, head + 1)
 
 
 def _part(plan: Plan, batch: slice, heads: slice) -> Plan:

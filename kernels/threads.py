@@ -6,26 +6,27 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from threading import Barrier
+from threading import Barrier, current_thread
 
 import torch
 
 MOST = 8  # threads that take turns in the interpreter without waiting for it
-WORTH = 16  # chunks for each worker, at least: threads of the operations before still keep the cores busy
+NAME = "diffattn"
 
 
 def share_of_threads(device: torch.device) -> tuple[int, int]:
-    """Workers for `in_threads` on `device`, and the threads of torch for each of them."""
+    """Workers for `in_threads` on `device`, one for who is a worker, and the threads of torch for each of them."""
     threads = torch.get_num_threads() if device.type == "cpu" else 1
-    workers = min(threads, MOST)
+    workers = 1 if current_thread().name.startswith(NAME) else min(threads, MOST)
     return workers, threads // workers
 
 
-def in_threads(run: Callable[[int], None], workers: int, each: int, chunks: int) -> None:
+def in_threads(run: Callable[[int], None], workers: int, each: int, spread: bool) -> None:
     """`run(0)`, ..., `run(workers - 1)` at once, without gradients, each with `each` threads for its operations.
 
     Where all threads share every operation, each of a chain of small ones waits for the slowest thread, and for long
-    where another program interrupts it. For few `chunks` of work they run one after the other, on all threads.
+    where another program interrupts it. Without `spread` they run one after the other, on all threads, as befits
+    little work.
     """
     inference = torch.is_inference_mode_enabled()  # known to one thread only, as whether there are gradients
 
@@ -33,16 +34,15 @@ def in_threads(run: Callable[[int], None], workers: int, each: int, chunks: int)
         with torch.inference_mode(inference), torch.no_grad():
             run(index)
 
-    alone = workers == 1 or chunks < WORTH * workers
-    spread = map if alone else _pool(os.getpid(), workers, each).map
-    list(spread(without_gradients, range(workers)))
+    each_of = _pool(os.getpid(), workers, each).map if spread and workers > 1 else map
+    list(each_of(without_gradients, range(workers)))
 
 
 @cache
 def _pool(process: int, workers: int, each: int) -> ThreadPoolExecutor:
     """Threads of this process, a fork has none of them; torch keeps the number of threads for each."""
     before, ready = torch.get_num_threads(), Barrier(workers)
-    pool = ThreadPoolExecutor(workers, "diffattn")
+    pool = ThreadPoolExecutor(workers, NAME)
 
     def start(_: int) -> None:
         torch.get_num_threads()  # a thread that has not asked takes up the common number later

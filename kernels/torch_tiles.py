@@ -15,6 +15,8 @@ from .threads import in_threads, share_of_threads
 from .torch_softmax import scaled_scores, softmax_form
 from .worklist import Chunk, Worklist, worklist
 
+WORTH = 16  # chunks for each worker, at least: threads of the operations before still keep the cores busy
+
 
 def forward(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
     """Attention of row tensors, differentiable in out and lse.
@@ -56,7 +58,7 @@ class _TileAttention(torch.autograd.Function):
                 out_tiles.index_copy_(0, chunk.rows, found[0])
                 lse_tiles.index_copy_(0, chunk.rows, found[1])
 
-        in_threads(run, workers, each, len(work.chunks))
+        in_threads(run, workers, each, len(work.chunks) >= WORTH * workers)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.plan, ctx.scale = plan, scale
         return out, lse
@@ -98,7 +100,7 @@ class _TileAttention(torch.autograd.Function):
             _scatter_add(grad_keys, chunk, torch.bmm(scores.mT, q * scale))
             _scatter_add(grad_values, chunk, torch.bmm(probs.to(k.dtype).mT, do))
 
-        in_threads(run, workers, each, len(work.chunks))
+        in_threads(run, workers, each, len(work.chunks) >= WORTH * workers)
         grads = (torch.cat([part.view(*key.shape[:2], -1, key.shape[-1]) for part in parts], 2).to(key.dtype)
                  for parts in (grad_keys, grad_values))  # fmt: skip
         return grad_tiles.view_as(query), *grads, None, None

@@ -64,7 +64,7 @@ def test_motions_move_as_they_say(motion):
     assert (x[2] - x[0], y[2] - y[0]) == pytest.approx(moved, abs=1e-6)
     assert y[1] == pytest.approx(0.5 + (-0.4 if motion == "bounce" else moved[1] / 4))
     assert radius[2] / radius[0] == pytest.approx(1.4 / 0.6 if motion == "grow" else 1)
-    assert angle[2] == pytest.approx(math.pi if motion == "spin" else 0)
+    assert angle[2] == pytest.approx(math.pi / 2 if motion == "spin" else 0)
 
 
 def test_a_pan_shifts_background_and_objects_alike():

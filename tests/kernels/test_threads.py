@@ -29,7 +29,7 @@ def test_every_worker_has_its_share_and_nobody_else_loses_theirs(threads):
         grads.append(torch.is_grad_enabled())
 
     with torch.no_grad():
-        in_threads(run, workers, each, 99)
+        in_threads(run, workers, each, True)
     assert seen == dict.fromkeys(range(workers), 1) and not any(grads)
     later = []
     other = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
@@ -52,7 +52,9 @@ def test_little_work_stays_in_the_thread_that_asks():
     before, seen = torch.get_num_threads(), []
     torch.set_num_threads(2)
     try:
-        in_threads(lambda index: seen.append((index, threading.current_thread(), torch.get_num_threads())), 2, 1, 7)
+        in_threads(
+            lambda index: seen.append((index, threading.current_thread(), torch.get_num_threads())), 2, 1, False
+        )
     finally:
         torch.set_num_threads(before)
     assert seen == [(0, threading.current_thread(), 2), (1, threading.current_thread(), 2)]
@@ -64,7 +66,7 @@ def test_an_error_in_a_worker_is_raised():
             raise ValueError("worker 1")
 
     with pytest.raises(ValueError, match="worker 1"):
-        in_threads(run, 2, 1, 99)
+        in_threads(run, 2, 1, True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -77,6 +79,24 @@ def test_results_do_not_depend_on_the_threads(threads, dtype, monkeypatch):
     for name, one, two, three in zip(("out", "lse", "dq", "dk", "dv"), alone, again, here):
         assert torch.equal(two, three), name
         assert torch.equal(one, two), name
+
+
+@pytest.mark.parametrize("heads", [(6, 6), (6, 3), (1, 1)])
+def test_heads_of_which_every_thread_takes_some(threads, heads, monkeypatch):
+    """Their number is or is not a multiple of that of the threads; each head has lists of its own."""
+    plan = random_plan(300, 32, [(1, 16), (4, 4)], (2, heads[0]), 0.4, order=padded_order(300, 64))
+    tensors = inputs(plan, batch=2, heads=heads[0], kv_heads=heads[1])
+    whole = attend(*tensors, plan, impl="torch", return_lse=True)
+    monkeypatch.setattr("diffattn.kernels.slabs.SLAB_BYTES", 1)
+    for _ in range(2):
+        parts = attend(*tensors, plan, impl="torch", return_lse=True)
+        assert all(torch.equal(one, two) for one, two in zip(parts, whole, strict=True))
+
+
+def test_a_worker_has_no_workers(threads):
+    seen = []
+    in_threads(lambda _: seen.append(share_of_threads(torch.device("cpu"))), threads, 1, True)
+    assert threads == 1 or seen == [(1, 1)] * threads
 
 
 def _all_of(plan, tensors, threads):
