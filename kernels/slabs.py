@@ -32,8 +32,7 @@ def by_slabs(
         `tuple[torch.Tensor, torch.Tensor]`: out `(B, S, H, D)` and lse `(B, H, S)`.
     """
     learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
-    workers, each = share_of_threads(query.device)
-    slabs = list(_slabs(query, key, plan, workers if learns else 1))
+    slabs = list(_slabs(query, key, plan, share_of_threads(query.device)[0] if learns else 1))
 
     def part(slab: Slab) -> tuple[Tensor, Tensor]:
         at, heads, kv_heads = slab
@@ -42,23 +41,27 @@ def by_slabs(
 
     if len(slabs) == 1:
         return part(slabs[0])
-    if learns:
-        return _joined([part(slab) for slab in slabs], query.shape[0])
+    return _joined([part(slab) for slab in slabs], query.shape[0]) if learns else _filled(part, query, key, slabs)
+
+
+def _filled(
+    part: Callable[[Slab], tuple[Tensor, Tensor]], query: Tensor, key: Tensor, slabs: list[Slab]
+) -> tuple[Tensor, Tensor]:
+    """What `part` gives for all slabs, or for single KV heads where threads can share those."""
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     wide = torch.promote_types(query.dtype, torch.float32)
     lse = torch.empty(query.shape[0], query.shape[2], query.shape[1], dtype=wide, device=query.device)
+    workers, each = share_of_threads(query.device)
+    singles = list(_single_slabs(query, key)) if workers > 1 else []
+    shared = len(singles) // workers * workers
 
     def fill(queue: Iterator[Slab]) -> None:
         for slab in queue:
             out[slab[0], :, slab[1]], lse[slab[0], slab[1]] = part(slab)
 
-    if workers > 1:
-        singles = list(_single_slabs(query, key))
-        shared = len(singles) // workers * workers
-        slabs = singles[shared:]
-        queue = iter(singles[:shared])  # the workers share it: whoever is free takes the next
-        in_threads(lambda _: fill(queue), workers, each, shared > 0)
-    fill(iter(slabs))
+    queue = iter(singles[:shared])  # the workers share it: whoever is free takes the next
+    in_threads(lambda _: fill(queue), workers, each, shared > 0)
+    fill(iter(singles[shared:] if workers > 1 else slabs))
     return out, lse
 
 
