@@ -17,7 +17,7 @@ from diffattn.video import as_uint8
 from .tiny import CALL, load
 
 PROMPTS = ("a red circle moves right over a blue background", "a green square moves down over a yellow background")
-METHODS = ("dense", "auto", "radial")
+METHODS = ("dense", "auto", "pyramid")
 DENSITY, STEPS, SEED = 0.2, 20, 0
 SIDE, GAP, TITLE, CAPTION = 224, 12, 30, 24  # pixels of a clip, between two, of a prompt, of what is under a clip
 PAPER, INK, SOFT = (255, 255, 255), (15, 23, 42), (100, 116, 139)

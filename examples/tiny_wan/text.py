@@ -49,7 +49,7 @@ def encode(encoder: UMT5EncoderModel, ids: Tensor) -> tuple[Tensor, Tensor]:
     return encoder(ids, seen).last_hidden_state, mask
 
 
-def pretrain(encoder: UMT5EncoderModel, rng: np.random.Generator, steps: int = 600) -> float:
+def pretrain(encoder: UMT5EncoderModel, rng: np.random.Generator, steps: int) -> float:
     """Train `encoder` in place with throw-away linear heads; returns the final accuracy over all tokens."""
     heads = nn.Linear(encoder.config.d_model, sum(map(len, CLASSES)), bias=False).to(encoder.device)
     nn.init.orthogonal_(heads.weight)

@@ -130,6 +130,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--vae", type=Path, help="a trained VAE folder; default: the resumed one, or the wired one")
     loop.add_arguments(parser, minutes=10.0, lr=2e-3)
     parser.add_argument("--text-lr", type=float, default=2e-4)
+    parser.add_argument("--text-steps", type=int, default=600, help="in which a fresh text encoder learns its words")
     parser.add_argument("--warmup", type=int, default=100, help="steps")
     parser.add_argument("--decay-from", type=float, default=1.0, help="share of the phase after which the rate falls")
     parser.add_argument("--focus", type=float, default=0.0, help="how much more the tokens around objects weigh")
@@ -153,7 +154,7 @@ def start_pipeline(args: argparse.Namespace) -> WanPipeline:
         pipe = WanPipeline.from_pretrained(args.resume if args.resume.is_dir() else args.resume.parent / "pipeline")
     else:
         pipe = build_pipeline(wired_vae())
-        pretrain(pipe.text_encoder.train(), np.random.default_rng(args.seed))
+        pretrain(pipe.text_encoder.train(), np.random.default_rng(args.seed), args.text_steps)
     if args.vae:
         pipe.register_modules(vae=AutoencoderKLWan.from_pretrained(args.vae))
     return pipe
