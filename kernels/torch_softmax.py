@@ -75,7 +75,7 @@ def _mixed(query, key, value, mask, scale, scratch: Scratch):
     shape = (*query.shape[:2], key.shape[1])
     wide = scratch("wide key", torch.float32, *key.shape).copy_(key)
     scores, probs = scratch("scores", torch.float32, *shape), scratch("probs", torch.bfloat16, *shape)
-    beta, mask = (0, scores) if mask is None else (1, mask)
+    beta, mask = (0, scores) if mask is None else (1, mask.float())
     torch.baddbmm(mask, query.float(), wide.mT, beta=beta, alpha=scale, out=scores)
     peak = scores.amax(-1)
     torch.softmax(scores, dim=-1, out=scores)
