@@ -21,8 +21,8 @@ def by_slabs(
 ) -> tuple[Tensor, Tensor]:
     """`attention(query, key, value, plan, scale) -> (out, lse)`, called for one slab of heads after the other.
 
-    Without gradients every thread takes slabs of one KV head for itself; what they cannot share evenly follows, and
-    is worked on by all of them.
+    Where one slab does not hold them all, and without gradients, every thread takes slabs of one KV head for itself;
+    those that they cannot share evenly follow, and all threads work on each.
 
     Args:
         query (`torch.Tensor`): `(B, S, H, D)`.
