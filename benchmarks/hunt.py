@@ -24,7 +24,7 @@ from diffattn.hunting.prompts import make_pairs
 from diffattn.hunting.runner import Runner
 from examples.tiny_wan.evaluate import held_out_scenes
 from examples.tiny_wan.likeness import likeness
-from examples.tiny_wan.scenes import combinations, sample_scene
+from examples.tiny_wan.sampling import combinations, sample_scene
 
 from .coarse import load_for_any_grid, of_pictures
 from .hunt_report import EXHAUSTIVE, SCREENED, Row, check_line, table, verdict, write

@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from examples.tiny_wan.latents import PATCH, normalise, to_tokens
 from examples.tiny_wan.model import SHIFT
+from examples.tiny_wan.sampling import combination_odds, sample_scene
 from examples.tiny_wan.scene_batch import latents_of_rows, nearness_rows, scene_rows
-from examples.tiny_wan.scenes import combination_odds, frame_times, sample_scene
+from examples.tiny_wan.scenes import frame_times
 from examples.tiny_wan.text import token_ids
 
 Device = torch.device | str
@@ -93,7 +94,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Draft:
-    """A batch whose scenes are rows of numbers (B, 34), still to be rendered."""
+    """A batch whose scenes are rows of numbers (B, 36), still to be rendered."""
 
     spec: GridSpec
     captions: list[str]

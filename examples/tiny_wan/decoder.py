@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from examples.tiny_wan import loop
 from examples.tiny_wan.latents import analytic_latents
 from examples.tiny_wan.optim import Average, Muon
+from examples.tiny_wan.sampling import sample_scene
 from examples.tiny_wan.scene_batch import render_rows, scene_rows
-from examples.tiny_wan.scenes import frame_times, render, sample_scene
+from examples.tiny_wan.scenes import frame_times, render
 from examples.tiny_wan.vae import decode, prefer_fast_convolutions, wired_vae
 
 SIDE, CROP, FRAMES, TRIES = 128, 48, 9, 3

@@ -21,8 +21,9 @@ import diffattn
 from examples.tiny_wan.judge import CHANCE, hits
 from examples.tiny_wan.judging import Judging, judge_here, judges
 from examples.tiny_wan.latents import analytic_latents
+from examples.tiny_wan.sampling import combinations, sample_scene
 from examples.tiny_wan.scene_batch import render_rows, scene_rows
-from examples.tiny_wan.scenes import Scene, combinations, frame_times, sample_scene
+from examples.tiny_wan.scenes import Scene, frame_times
 from examples.tiny_wan.vae import decode, prefer_fast_convolutions
 
 

@@ -20,7 +20,7 @@ from examples.tiny_wan import fast, loop
 from examples.tiny_wan.batches import Batch, GridSpec, load_batches, sample_draft
 from examples.tiny_wan.model import build_pipeline, save_pipeline
 from examples.tiny_wan.optim import Average, Optimizers
-from examples.tiny_wan.text import encode, pretrain
+from examples.tiny_wan.text import bind, encode, pretrain
 from examples.tiny_wan.vae import wired_vae
 
 
@@ -131,6 +131,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     loop.add_arguments(parser, minutes=10.0, lr=2e-3)
     parser.add_argument("--text-lr", type=float, default=2e-4)
     parser.add_argument("--text-steps", type=int, default=600, help="in which a fresh text encoder learns its words")
+    parser.add_argument("--bind-steps", type=int, default=0, help="in which it first learns to keep two objects apart")
     parser.add_argument("--warmup", type=int, default=100, help="steps")
     parser.add_argument("--decay-from", type=float, default=1.0, help="share of the phase after which the rate falls")
     parser.add_argument("--focus", type=float, default=0.0, help="how much more the tokens around objects weigh")
@@ -139,7 +140,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--validate", type=float, help="seconds between held-out losses, on the first --grid")
     parser.add_argument("--compile", action="store_true", help="torch.compile the block, one graph per grid")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.bind_steps and args.resume and args.resume.is_file():
+        parser.error(f"--bind-steps needs a pipeline, not the weights of {args.resume}: --resume its folder")
+    return args
 
 
 def _word_and_times(text: str) -> tuple[str, float]:
@@ -155,6 +159,8 @@ def start_pipeline(args: argparse.Namespace) -> WanPipeline:
     else:
         pipe = build_pipeline(wired_vae())
         pretrain(pipe.text_encoder.train(), np.random.default_rng(args.seed), args.text_steps)
+    if args.bind_steps:
+        bind(pipe.text_encoder.train(), np.random.default_rng(args.seed), args.bind_steps)
     if args.vae:
         pipe.register_modules(vae=AutoencoderKLWan.from_pretrained(args.vae))
     return pipe

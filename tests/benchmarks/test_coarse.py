@@ -7,7 +7,8 @@ from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from benchmarks.coarse import StretchedPositions, pictures
 from examples.tiny_wan.fast import rotary_tables
 from examples.tiny_wan.latents import analytic_latents, normalise, positions
-from examples.tiny_wan.scenes import frame_times, render, sample_scene
+from examples.tiny_wan.sampling import sample_scene
+from examples.tiny_wan.scenes import frame_times, render
 
 
 def test_positions_are_the_stock_ones_at_the_full_size_and_stretched_below():

@@ -8,7 +8,7 @@ import torch
 from diffusers import WanPipeline
 
 from examples.tiny_wan import curves, loop, train
-from examples.tiny_wan.scenes import combination_odds, sample_scene
+from examples.tiny_wan.sampling import combination_odds, sample_scene
 
 SIZES = "--grid 3x4x4:1:2 --grid 3x4x4/1:1:3 --minutes 5 --steps 5 --workers 0 --device cpu".split()
 SIZES += ["--warmup", "1", "--text-steps", "2"]
@@ -103,6 +103,19 @@ def test_scenes_can_be_drawn_more_often_than_others():
     assert train.parse_args([*SIZES, "--out", "x", "--often", "spin=3"]).often == [("spin", 3.0)]
     with pytest.raises(ValueError, match="spins"):
         combination_odds({"spins": 2.0})
+
+
+def test_words_are_bound_before_a_run_or_not_at_all(run, tmp_path, capsys):
+    state = run("1")
+    bound = run("2", "--resume", str(tmp_path / "1" / "pipeline"), "--bind-steps", "2", "--text-lr", "0")
+    kept = run("3", "--resume", str(tmp_path / "1" / "pipeline"), "--text-lr", "0")
+    encoders = [torch.load(path)["live"][1] for path in (bound, kept)]
+    before = WanPipeline.from_pretrained(tmp_path / "1" / "pipeline").text_encoder.state_dict()
+    changed = [any(not torch.equal(old, encoder[name]) for name, old in before.items()) for encoder in encoders]
+    assert changed == [True, False]
+    with pytest.raises(SystemExit):
+        run("4", "--resume", str(state), "--bind-steps", "2")
+    assert "--resume its folder" in capsys.readouterr().err
 
 
 def test_the_rate_rises_stays_and_falls():
