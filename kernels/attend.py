@@ -44,7 +44,7 @@ def attend(
         scale (`float`, *optional*, defaults to `D ** -0.5`): multiplies the scores.
         impl (`str`, *optional*, defaults to `"auto"`): `"torch"`, `"triton"`, `"reference"` (float64, quadratic), or
             `"auto"`, which chooses by device and logs why: one dense call where the plan keeps every key, on a CPU
-            with the plan's mask for up to 1024 tokens of which it keeps nearly all; else Triton on a GPU and torch
+            with the plan's mask for up to 1024 tokens of which it keeps most; else Triton on a GPU and torch
             elsewhere. The result is the plan's own in any case. A name that is asked for never falls back.
         return_lse (`bool`, *optional*, defaults to `False`): also return the log-sum-exp of the scores.
         check (`bool`, *optional*, defaults to `False`): look at every entry of the plan first, see

@@ -19,8 +19,8 @@ def why_dense(plan: Plan, query: Tensor, key: Tensor, value: Tensor, return_lse:
     on_cpu = query.device.type == "cpu" and flash_cpu() is not None
     if plan.full and (on_cpu or not return_lse):
         return "the plan keeps every key"
-    # where the two met on CPUs: a mask costs dense attention a tenth, short lists cost tiles more than that
-    if on_cpu and plan.tokens <= MASK_TOKENS and plan.density > 1 - 128 / plan.tokens:
+    # where the two met on CPUs, float32 and bf16 together: a mask costs dense attention a tenth, short lists cost more
+    if on_cpu and plan.tokens <= MASK_TOKENS and plan.density > 0.6 - 30 / plan.tokens:
         return f"of {plan.tokens} tokens the plan keeps {plan.density:.2f}"
     return None
 
