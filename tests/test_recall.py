@@ -1,5 +1,6 @@
 """What a method keeps of captured attention."""
 
+import importlib
 import json
 
 import pytest
@@ -61,3 +62,15 @@ def test_the_command_tells_every_layer_and_draws(tmp_path):
 def test_a_step_that_is_not_run_is_refused():
     error = CliRunner().invoke(app, ["recall", "--steps", "4", "--step", "4"]).exception
     assert isinstance(error, CommandError) and "step must be from 0 to 3" in str(error)
+
+
+def test_frames_device_and_dtype_reach_the_run(monkeypatch):
+    placed, command = [], importlib.import_module("diffattn.cli.recall")
+    load = command.load_pipeline
+    monkeypatch.setattr(command, "load_pipeline", lambda *where: placed.append(where) or load(*where))
+    arguments = ["recall", "--steps", "1", "--step", "0", "--frames", "9", "--device", "cpu", "--dtype", "bfloat16"]
+    found = CliRunner().invoke(app, [*arguments, "--density", "1"])
+    assert placed == [("tiny", "cpu", "bfloat16")]
+    assert found.stdout.splitlines()[1].split()[1] == "1.000"
+    wrong = CliRunner().invoke(app, [*arguments, "--frames", "8"]).exception
+    assert isinstance(wrong, CommandError) and "frames must be 5 or 9" in str(wrong)

@@ -11,10 +11,10 @@ import typer
 
 from ..config import config
 from ..recall import Recall, attention_recall
+from . import settings
 from .errors import CommandError, user_errors
-from .load import TINY, load_pipeline
+from .load import TINY, check_frames, load_pipeline
 from .output import check_png
-from .settings import TINY_DEFAULTS
 
 PROMPT = "a red circle moves right over a blue background"
 
@@ -23,10 +23,13 @@ def recall(
     prompt: Annotated[str, typer.Argument(help="What the video shows.")] = PROMPT,
     method: Annotated[str, typer.Option(help="Attention method.")] = "auto",
     density: Annotated[float, typer.Option(help="Share of attention to compute, 0 to 1.")] = 0.2,
-    model: Annotated[str, typer.Option(help="Hub id or pipeline folder; 'tiny' is the embedded model.")] = TINY,
+    model: settings.Model = TINY,
+    frames: settings.Frames = None,
     steps: Annotated[int, typer.Option(help="Denoising steps of the run.")] = 10,
     step: Annotated[int, typer.Option(help="The step that is looked at, from 0.")] = 5,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    seed: settings.Seed = 0,
+    device: settings.Device = None,
+    dtype: settings.Dtype = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The png to draw into.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -38,7 +41,10 @@ def recall(
         raise CommandError(f"step must be from 0 to {steps - 1} in a run of {steps}, got {step}")
     with user_errors(ValueError):
         chosen = config(method, density=density)
-    found = _recalls(_run(model, prompt, steps, step, seed), chosen)
+    inputs = settings.pipeline_options(model, {"num_frames": frames, "num_inference_steps": steps}, None, None)
+    pipe = load_pipeline(model, *settings.place(device, dtype))
+    check_frames(pipe, frames)
+    found = _recalls(_run(pipe, inputs | {"prompt": prompt}, step, seed), chosen)
     if output is not None:
         from ..picture import draw_recall
 
@@ -55,15 +61,12 @@ def recall(
     )
 
 
-def _run(model: str, prompt: str, steps: int, step: int, seed: int) -> list[Any]:
+def _run(pipe: Any, inputs: dict[str, Any], step: int, seed: int) -> list[Any]:
     from ..capture import capture
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipe = load_pipeline(model, device, "float32" if device == "cpu" else "bfloat16")
-    options = {**(TINY_DEFAULTS if model == TINY else {}), "num_inference_steps": steps}
     noise = torch.Generator("cpu").manual_seed(seed)
     with user_errors(ValueError, TypeError), capture(pipe, keep=lambda layer, now: now == step) as calls:
-        pipe(prompt=prompt, generator=noise, output_type="latent", **options)
+        pipe(generator=noise, output_type="latent", **inputs)
     if not calls:
         raise CommandError(f"the pipeline made no self-attention call at step {step} that diffattn could serve")
     return calls
