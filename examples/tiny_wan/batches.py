@@ -13,7 +13,7 @@ from examples.tiny_wan.model import SHIFT
 from examples.tiny_wan.sampling import combination_odds, sample_scene
 from examples.tiny_wan.scene_batch import latents_of_rows, nearness_rows, scene_rows
 from examples.tiny_wan.scenes import frame_times
-from examples.tiny_wan.text import token_ids
+from examples.tiny_wan.text import phrase_marks, token_ids
 
 Device = torch.device | str
 
@@ -60,7 +60,7 @@ def sample_frames(spec: GridSpec, rng: np.random.Generator) -> tuple[int, ...]:
 
 
 def clean_tokens(rows: Tensor, spec: GridSpec, kept: tuple[int, ...], device: Device) -> tuple[Tensor, Tensor]:
-    """Clean tokens (B, N, C) of scenes rendered on `device`, and how near they are to an object (B, N).
+    """Clean tokens (B, N, C) of scenes rendered on `device`, and how near they are to each object (B, 2, N).
 
     Only the kept frames are rendered.
     """
@@ -72,20 +72,21 @@ def clean_tokens(rows: Tensor, spec: GridSpec, kept: tuple[int, ...], device: De
     skip = len(later) - len(kept) + 1
     latents = normalise(latents_of_rows(rows, times, 4 * PATCH * height, 4 * PATCH * width))[:, :, skip:]
     near = nearness_rows(rows, times, height, width)
-    near = torch.cat([near[:, :1], near[:, 1:].unflatten(1, (-1, 4)).mean(2)], 1)[:, skip:]
-    return to_tokens(latents), near.flatten(1)
+    near = torch.cat([near[:, :, :1], near[:, :, 1:].unflatten(2, (-1, 4)).mean(3)], 2)[:, :, skip:]
+    return to_tokens(latents), near.flatten(2)
 
 
 @dataclass(frozen=True)
 class Batch:
     """Clean `tokens` (B, N, C) of the frames `kept`, their captions, as `words` (B, 28) too, and noise levels (B,).
 
-    `near` (B, N) is 1 around the objects and 0 elsewhere.
+    `near` (B, 2, N) is 1 around each object and 0 elsewhere; `phrases` (B, 28, 2) are the `phrase_marks`.
     """
 
     spec: GridSpec
     captions: list[str]
     words: Tensor
+    phrases: Tensor
     kept: tuple[int, ...]
     sigma: Tensor
     tokens: Tensor
@@ -99,20 +100,21 @@ class Draft:
     spec: GridSpec
     captions: list[str]
     words: Tensor
+    phrases: Tensor
     kept: tuple[int, ...]
     sigma: Tensor
     rows: Tensor
 
     def pin_memory(self) -> "Draft":
         """The same in memory that copies to a device without the host waiting."""
-        words, sigma, rows = (part.pin_memory() for part in (self.words, self.sigma, self.rows))
-        return replace(self, words=words, sigma=sigma, rows=rows)
+        parts = {name: getattr(self, name).pin_memory() for name in ("words", "phrases", "sigma", "rows")}
+        return replace(self, **parts)
 
     def rendered(self, device: Device = "cpu") -> Batch:
         """The batch on `device`."""
-        words, sigma = (part.to(device, non_blocking=True) for part in (self.words, self.sigma))
+        words, phrases, sigma = (part.to(device, non_blocking=True) for part in (self.words, self.phrases, self.sigma))
         tokens, near = clean_tokens(self.rows, self.spec, self.kept, device)
-        return Batch(self.spec, self.captions, words, self.kept, sigma, tokens, near)
+        return Batch(self.spec, self.captions, words, phrases, self.kept, sigma, tokens, near)
 
 
 def sample_draft(
@@ -124,8 +126,9 @@ def sample_draft(
     wordings = rng.choice(3, spec.batch, p=(0.5, 0.3, 0.2)).tolist()
     dropped = rng.random(spec.batch) < 0.1
     captions = ["" if d else s.caption(w) for s, w, d in zip(scenes, wordings, dropped, strict=True)]
+    phrases = phrase_marks(scenes, wordings) * torch.from_numpy(~dropped)[:, None, None]
     kept, sigma = sample_frames(spec, rng), sample_sigmas(rng, spec.batch)
-    return Draft(spec, captions, token_ids(captions), kept, sigma, scene_rows(scenes))
+    return Draft(spec, captions, token_ids(captions), phrases, kept, sigma, scene_rows(scenes))
 
 
 class Clips(IterableDataset):

@@ -74,16 +74,24 @@ def _self_attention(layer: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Te
     return F.linear(out, layer.to_out[0].weight.to(dtype), layer.to_out[0].bias.to(dtype))
 
 
-def _cross_attention(layer: nn.Module, x: Tensor, text: Tensor, log_count: Tensor) -> Tensor:
-    """`text` (B, L, C); `log_count` (B, 1, 1, L) is 0 for a word, log n for n equal pads, -inf for nothing."""
+def _cross_attention(
+    layer: nn.Module, x: Tensor, text: Tensor, log_count: Tensor, marks: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`text` (B, L, C); `log_count` (B, 1, 1, L) is 0 for a word, log n for n equal pads, -inf for nothing.
+
+    Also returns how much of the attention goes to the words in each column of `marks` (B, L, M): (B, N, M), the mean
+    over the heads.
+    """
     dtype = x.dtype
     query = F.linear(x, layer.to_q.weight.to(dtype), layer.to_q.bias.to(dtype))
     query = F.rms_norm(query, (layer.inner_dim,), layer.norm_q.weight.to(dtype), layer.norm_q.eps)
     key, value = layer.norm_k(layer.to_k(text)).to(dtype), layer.to_v(text).to(dtype)
     query, key, value = (y.unflatten(-1, (layer.heads, -1)).transpose(1, 2) for y in (query, key, value))
     scores = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2) + log_count.to(dtype)
-    out = (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
-    return F.linear(out, layer.to_out[0].weight.to(dtype), layer.to_out[0].bias.to(dtype))
+    probs = scores.softmax(-1)
+    out = (probs @ value).transpose(1, 2).flatten(2)
+    out = F.linear(out, layer.to_out[0].weight.to(dtype), layer.to_out[0].bias.to(dtype))
+    return out, probs.mean(1) @ marks.to(dtype)
 
 
 def _modulated(x: Tensor, eps: float, shift: Tensor, scale: Tensor) -> Tensor:
@@ -97,17 +105,21 @@ def _feed_forward(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def block(
-    layer: nn.Module, x: Tensor, text: Tensor, log_count: Tensor, time: Tensor, cos: Tensor, sin: Tensor
-) -> Tensor:
-    """One WanTransformerBlock on (B, N, C) in the dtype of `x`; `time` is (B, 6, C)."""
+    layer: nn.Module, x: Tensor, text: Tensor, log_count: Tensor, marks: Tensor, time: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One WanTransformerBlock on (B, N, C) in the dtype of `x`; `time` is (B, 6, C).
+
+    Also returns the attention to the marked words, see `_cross_attention`.
+    """
     modulation = (layer.scale_shift_table + time).to(x.dtype)
     shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation.chunk(6, 1)
     eps = layer.norm1.eps
     x = x + _self_attention(layer.attn1, _modulated(x, eps, shift, scale), cos, sin) * gate
     norm = layer.norm2
     normed = F.layer_norm(x, x.shape[-1:], norm.weight.to(x.dtype), norm.bias.to(x.dtype), eps)
-    x = x + _cross_attention(layer.attn2, normed, text, log_count)
-    return x + _feed_forward(layer.ffn, _modulated(x, eps, ffn_shift, ffn_scale)) * ffn_gate
+    words, marked = _cross_attention(layer.attn2, normed, text, log_count, marks)
+    x = x + words
+    return x + _feed_forward(layer.ffn, _modulated(x, eps, ffn_shift, ffn_scale)) * ffn_gate, marked
 
 
 def forward_tokens(
@@ -117,21 +129,25 @@ def forward_tokens(
     timestep: Tensor,
     text: Tensor,
     log_count: Tensor,
+    marks: Tensor,
     dtype: torch.dtype = torch.float32,
-    block: Callable[..., Tensor] = block,
-) -> Tensor:
+    block: Callable[..., tuple[Tensor, Tensor]] = block,
+) -> tuple[Tensor, Tensor]:
     """Velocity of noisy `tokens` (B, N, P P C), fp32, with `rotary` tables (N, D / 2), `timestep` (B,) in [0, 1000].
 
-    `block` may be a compiled version of this module's.
+    Also returns the attention of each layer to the marked words, (layers, B, N, M) for `marks` (B, L, M). `block` may
+    be a compiled version of this module's.
     """
     cos, sin = (table.unsqueeze(1).to(dtype) for table in rotary)
     weight = model.patch_embedding.weight.permute(0, 2, 3, 4, 1).flatten(1)
     x = F.linear(tokens.to(dtype), weight.to(dtype), model.patch_embedding.bias.to(dtype))
     temb, time, text, _ = model.condition_embedder(timestep, text)
+    marked = []
     for layer in model.blocks:
-        x = block(layer, x, text, log_count, time.unflatten(1, (6, -1)), cos, sin)
+        x, seen = block(layer, x, text, log_count, marks, time.unflatten(1, (6, -1)), cos, sin)
+        marked.append(seen)
     shift, scale = (model.scale_shift_table + temb.unsqueeze(1)).chunk(2, 1)
-    return model.proj_out(_modulated(x.float(), model.norm_out.eps, shift, scale))
+    return model.proj_out(_modulated(x.float(), model.norm_out.eps, shift, scale)), torch.stack(marked)
 
 
 def pad_text(embeddings: Tensor, mask: Tensor, length: int = 512) -> tuple[Tensor, Tensor]:

@@ -97,15 +97,19 @@ class Meter:
 
     def add(self, name: str, loss: Tensor, clips: int, rate: float) -> None:
         """Count one step of `clips` clips at a learning rate."""
-        loss = loss.detach()
-        self._smooth[name] = self._smooth[name].lerp(loss, 0.05) if name in self._smooth else loss.float()
+        self.note(name, loss)
         self.clips[name] = self.clips.get(name, 0) + clips
-        self._recent.add(name)
         self.steps += 1
         if self.steps % self.every == 0:
             for recent in sorted(self._recent):
                 self.write(recent, float(self._smooth[recent]), rate)
             self._recent.clear()
+
+    def note(self, name: str, loss: Tensor) -> None:
+        """Smooth what is to be written with the next line, under a name of its own."""
+        loss = loss.detach().float()
+        self._smooth[name] = self._smooth[name].lerp(loss, 0.05) if name in self._smooth else loss
+        self._recent.add(name)
 
     def write(self, name: str, loss: float, rate: float) -> None:
         """One line, in the log and on the terminal."""

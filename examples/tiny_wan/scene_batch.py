@@ -28,8 +28,8 @@ def scene_rows(scenes: list[Scene]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float32).view(-1, GROUND + OBJECTS * OBJECT)
 
 
-def _objects(rows: Tensor, there: Tensor) -> Iterator[tuple[list[int], Tensor]]:
-    """Of each place for an object that is taken in any row: the shapes there, and its columns of the copy `there`.
+def _objects(rows: Tensor, there: Tensor) -> Iterator[tuple[int, list[int], Tensor]]:
+    """Each place for an object that is taken in any row, the shapes there, and its columns of the copy `there`.
 
     The host looks, for it would have to wait for a device to tell.
     """
@@ -37,7 +37,7 @@ def _objects(rows: Tensor, there: Tensor) -> Iterator[tuple[list[int], Tensor]]:
         columns = slice(GROUND + place * OBJECT, GROUND + (place + 1) * OBJECT)
         shapes = [int(shape) for shape in rows[:, columns.start].unique().tolist() if shape >= 0]
         if shapes:
-            yield shapes, there[:, columns]
+            yield place, shapes, there[:, columns]
 
 
 def _centres(extent: int, device: torch.device) -> Tensor:
@@ -80,17 +80,17 @@ def render_rows(rows: Tensor, times: Tensor, height: int, width: int) -> Tensor:
     # Where no camera pans, one frame of the ground does for all.
     clips = _ground(there, times if rows[:, GROUND - 1].any() else times[:1], height, width)
     clips = clips.expand(-1, len(times), -1, -1, -1)
-    for shapes, columns in _objects(rows, there):
+    for _, shapes, columns in _objects(rows, there):
         colour = columns[:, 1:4].reshape(-1, 1, 3, 1, 1)
         clips = torch.lerp(clips, colour, _cover(shapes, columns, times, height, width).unsqueeze(2))
     return clips
 
 
 def nearness_rows(rows: Tensor, times: Tensor, height: int, width: int) -> Tensor:
-    """(B, T, height, width): 1 around the objects, whatever their shape, 0 elsewhere."""
-    near = torch.zeros(len(rows), len(times), height, width, device=times.device)
-    for _, columns in _objects(rows, rows.to(times.device, non_blocking=True)):
-        near = torch.maximum(near, _cover([SHAPES.index("circle")], columns, times, height, width, NEAR))
+    """(B, 2, T, height, width): 1 around each object, whatever its shape, 0 elsewhere."""
+    near = torch.zeros(len(rows), OBJECTS, len(times), height, width, device=times.device)
+    for place, _, columns in _objects(rows, rows.to(times.device, non_blocking=True)):
+        near[:, place] = _cover([SHAPES.index("circle")], columns, times, height, width, NEAR)
     return near
 
 

@@ -45,6 +45,25 @@ def token_ids(captions: list[str], length: int = LONGEST) -> Tensor:
     return torch.tensor([row + [_IDS["<pad>"]] * (length - len(row)) for row in rows])
 
 
+def phrase_slices(scene: Scene, wording: int) -> list[slice]:
+    """Where in the caption each object's words are, in tokens."""
+    slices, first = [], 0
+    for phrase in scene.phrases(wording):
+        slices.append(slice(first, first + len(phrase.split())))
+        first = slices[-1].stop + 1  # an "and"
+    return slices
+
+
+def phrase_marks(scenes: list[Scene], wordings: list[int], length: int = LONGEST) -> Tensor:
+    """(B, length, 2): 1 on the words of each of two objects, all 0 for scenes of one."""
+    marks = torch.zeros(len(scenes), length, 2)
+    for row, (scene, wording) in enumerate(zip(scenes, wordings, strict=True)):
+        if len(scene.items) == 2:
+            for place, at in enumerate(phrase_slices(scene, wording)):
+                marks[row, at, place] = 1
+    return marks
+
+
 def encode(encoder: UMT5EncoderModel, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Token ids (B, L) -> embeddings (B, L, C) and mask (B, L)."""
     mask = (ids != _IDS["<pad>"]).long()
@@ -104,11 +123,9 @@ def _apart(teacher: UMT5EncoderModel, scenes: list[Scene], wordings: list[int]) 
         alone = [replace(scene, items=(scene.items[min(place, len(scene.items) - 1)],)) for scene in scenes]
         captions = [scene.caption(wording) for scene, (_, wording) in zip(alone, pairs, strict=True)]
         said = encode(teacher, token_ids(captions).to(teacher.device))[0]
-        for row, (scene, wording) in enumerate(pairs):
-            lengths = [len(phrase.split()) for phrase in scene.phrases(wording)]
-            if place < len(lengths):
-                first = place * (lengths[0] + 1)  # after the other object's words and an "and"
-                goal[row, first : first + lengths[place]] = said[row, : lengths[place]]
+        for row, pair in enumerate(pairs):
+            for at in phrase_slices(*pair)[place : place + 1]:
+                goal[row, at] = said[row, : at.stop - at.start]
     return goal, ids
 
 

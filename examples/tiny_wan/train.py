@@ -24,15 +24,15 @@ from examples.tiny_wan.text import bind, encode, pretrain
 from examples.tiny_wan.vae import wired_vae
 
 
-def velocity_loss(
+def losses(
     modules: list[nn.Module],
     batch: Batch,
     noise: Tensor,
     dtype: torch.dtype,
     focus: float = 0.0,
-    block: Callable[..., Tensor] = fast.block,
-) -> Tensor:
-    """Mean squared error of the velocity (noise - data), `focus` more of it around the objects.
+    block: Callable[..., tuple[Tensor, Tensor]] = fast.block,
+) -> tuple[Tensor, Tensor]:
+    """Mean squared error of the velocity (noise - data), `focus` more of it around the objects; and `grounding`.
 
     Outlines are a hundredth of a clip, and without that weight the last thing that is learned.
     """
@@ -40,10 +40,25 @@ def velocity_loss(
     clean, sigma, head_dim = batch.tokens, batch.sigma, transformer.config.attention_head_dim
     noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1))
     text = fast.pad_text(*encode(text_encoder, batch.words))
+    marks = nn.functional.pad(batch.phrases, (0, 0, 0, 1))  # the token of the pads
     rotary = fast.grid_tables(batch.spec.grid, batch.kept, head_dim, clean.device, dtype)
-    velocity = fast.forward_tokens(transformer, noisy, rotary, 1000 * sigma, *text, dtype, block)
-    weight = 1 + focus * batch.near
-    return ((velocity - (noise - clean)).square().mean(-1) * weight).mean() / weight.mean()
+    velocity, seen = fast.forward_tokens(transformer, noisy, rotary, 1000 * sigma, *text, marks, dtype, block)
+    weight = 1 + focus * batch.near.amax(1)
+    error = ((velocity - (noise - clean)).square().mean(-1) * weight).mean() / weight.mean()
+    return error, grounding(seen, batch)
+
+
+def grounding(seen: Tensor, batch: Batch) -> Tensor:
+    """How little the tokens of each of two objects look at its own words: cross-entropy, ln 2 for as much at both's.
+
+    `seen` (layers, B, N, 2) is their cross-attention to the words of each. A token near both objects, or none, is
+    not asked.
+    """
+    first, second = batch.near.unbind(1)
+    asked = torch.stack([first * (1 - second), second * (1 - first)], -1)
+    asked = asked * (batch.phrases.amax((1, 2)) > 0).view(-1, 1, 1)
+    shares = (seen.float() + 1e-6) / (seen.float() + 1e-6).sum(-1, keepdim=True)
+    return -(shares.log() * asked).sum() / (len(seen) * asked.sum()).clamp(min=1e-6)
 
 
 class Validation:
@@ -60,7 +75,7 @@ class Validation:
     def loss(self, modules: list[nn.Module], dtype: torch.dtype) -> float:
         """Without focus."""
         self.last = time.monotonic()
-        return velocity_loss(modules, self.batch, self.noise, dtype).item()
+        return losses(modules, self.batch, self.noise, dtype)[0].item()
 
 
 class Trainer:
@@ -78,12 +93,13 @@ class Trainer:
     def step(self, batch: Batch, factor: float) -> None:
         """One optimizer step at `factor` times the peak learning rate."""
         noise = torch.randn_like(batch.tokens)
-        loss = velocity_loss(self.live, batch, noise, self.dtype, self.args.focus, self.block)
-        loss.backward()
+        loss, ungrounded = losses(self.live, batch, noise, self.dtype, self.args.focus, self.block)
+        (loss + self.args.ground * ungrounded).backward()
         for module in self.live:
             torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         self.optimizers.step(factor)
         self.average.update()
+        self.meter.note("grounding", ungrounded)
         self.meter.add(batch.spec.name, loss, batch.spec.batch, factor * self.args.lr)
 
     def save(self) -> None:
@@ -135,6 +151,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=100, help="steps")
     parser.add_argument("--decay-from", type=float, default=1.0, help="share of the phase after which the rate falls")
     parser.add_argument("--focus", type=float, default=0.0, help="how much more the tokens around objects weigh")
+    parser.add_argument("--ground", type=float, default=0.0,
+                        help="weight of the loss that has tokens of two objects look at their own words")  # fmt: skip
     parser.add_argument("--often", type=_word_and_times, action="append", default=[], metavar="WORD=TIMES",
                         help="a shape or motion to draw so many times as often")  # fmt: skip
     parser.add_argument("--ema", type=float, default=0.998)

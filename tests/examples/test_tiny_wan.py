@@ -6,6 +6,7 @@ import re
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanPipeline
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 
-from examples.tiny_wan import fast
+from examples.tiny_wan import fast, train
 from examples.tiny_wan.batches import GridSpec, clean_tokens, load_batches, sample_sigmas
 from examples.tiny_wan.evaluate import held_out_scenes, score
 from examples.tiny_wan.judge import hits, judge
@@ -33,7 +34,18 @@ from examples.tiny_wan.scenes import (
     nearness,
     render,
 )
-from examples.tiny_wan.text import CLASSES, LONGEST, _apart, bind, encode, labels, pretrain, token_ids
+from examples.tiny_wan.text import (
+    _IDS,
+    CLASSES,
+    LONGEST,
+    _apart,
+    bind,
+    encode,
+    labels,
+    phrase_marks,
+    pretrain,
+    token_ids,
+)
 from examples.tiny_wan.vae import encode_mean, wired_vae
 
 ROOT = Path(__file__).parents[2]
@@ -182,18 +194,52 @@ def test_fast_forward_equals_the_stock_transformer():
         stock = model(latents, timestep, padded, return_dict=False)[0]
         places = torch.stack(grid, -1).view(-1, 3)
         rotary = fast.rotary_tables(places, 32)
-        own = fast.forward_tokens(model, to_tokens(latents), rotary, timestep, *fast.pad_text(words, mask))
+        marks = torch.zeros(2, 6, 3)
+        marks[:, 0, 0] = marks[:, 1:, 1] = 1
+        text = fast.pad_text(words, mask)
+        own, seen = fast.forward_tokens(model, to_tokens(latents), rotary, timestep, *text, marks)
     torch.testing.assert_close(own, to_tokens(stock), atol=1e-3, rtol=1e-4)
+    assert seen.shape == (6, 2, 48, 3) and (seen[..., :2] > 0).all() and (seen[..., 2] == 0).all()
+    torch.testing.assert_close(seen.sum(-1), torch.ones(6, 2, 48))
+
+
+def test_grounding_asks_only_tokens_of_one_of_two_objects():
+    near = torch.tensor([[[1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0]]] * 2)  # the first, both, the second, neither
+    phrases = torch.zeros(2, LONGEST, 2)
+    phrases[0, :5, 0] = phrases[0, 6:9, 1] = 1  # the other scene has one object
+    batch = SimpleNamespace(near=near, phrases=phrases)
+    seen = torch.full((3, 2, 4, 2), 0.1)
+    assert train.grounding(seen, batch).item() == pytest.approx(math.log(2))
+    right = seen.clone()
+    right[:, 0, 0, 1] = right[:, 0, 2, 0] = 0
+    assert train.grounding(right, batch).item() == pytest.approx(0, abs=1e-4)
+    assert train.grounding(right.flip(-1), batch).item() > 5
+    other = right.clone()
+    other[:, 1, :, 0] = other[:, :, 1, 0] = other[:, :, 3, 0] = 0.7
+    torch.testing.assert_close(train.grounding(other, batch), train.grounding(right, batch))
+    assert train.grounding(seen[:, 1:], SimpleNamespace(near=near[1:], phrases=phrases[1:])).item() == 0
+
+
+def test_marks_are_on_the_words_of_each_object():
+    rng = np.random.default_rng(3)
+    scenes, words = [sample_scene(rng) for _ in range(30)], {index: word for word, index in _IDS.items()}
+    wordings = rng.integers(3, size=30).tolist()
+    marks = phrase_marks(scenes, wordings)
+    ids = token_ids([scene.caption(wording) for scene, wording in zip(scenes, wordings, strict=True)])
+    for scene, wording, row, mark in zip(scenes, wordings, ids, marks, strict=True):
+        said = [" ".join(words[int(i)] for i in row[mark[:, place] > 0]) for place in range(2)]
+        assert said == (scene.phrases(wording) if len(scene.items) == 2 else ["", ""])
 
 
 def test_kept_frames_equal_the_full_grids():
     rows = scene_rows([sample_scene(np.random.default_rng(1))])
     spec = GridSpec.parse("5x4x4:1:1")
-    full, near = (part.unflatten(1, (5, 16)) for part in clean_tokens(rows, spec, tuple(range(5)), "cpu"))
+    full, near = clean_tokens(rows, spec, tuple(range(5)), "cpu")
+    full, near = full.unflatten(1, (5, 16)), near.unflatten(2, (5, 16))
     for kept in [(0,), (3,), (0, 1), (1, 4)]:
         part, close = clean_tokens(rows, spec, kept, "cpu")
         torch.testing.assert_close(part, full[:, list(kept)].flatten(1, 2))
-        torch.testing.assert_close(close, near[:, list(kept)].flatten(1))
+        torch.testing.assert_close(close, near[:, :, list(kept)].flatten(2))
         torch.testing.assert_close(
             fast.grid_tables(spec.grid, kept, 32, torch.device("cpu"), torch.float32),
             fast.rotary_tables(positions(spec.grid).view(5, 16, 3)[list(kept)].view(-1, 3), 32),
@@ -217,8 +263,9 @@ def test_scenes_in_batches_are_those_one_by_one(together):
     clips = torch.cat([render_rows(rows, times, 40, 56) for rows in parts])
     torch.testing.assert_close(clips, torch.stack([render(s, times, 40, 56) for s in scenes]), atol=1e-5, rtol=0)
     near = torch.cat([nearness_rows(rows, times, 5, 7) for rows in parts])
-    wanted = [nearness(s, times, 5, 7) if s.items else torch.zeros(9, 5, 7) for s in scenes]
-    torch.testing.assert_close(near, torch.stack(wanted), atol=1e-5, rtol=0)
+    alone = [[replace(scene, items=(item,)) for item in scene.items] for scene in scenes]
+    wanted = [[nearness(part, times, 5, 7) for part in parts] + [torch.zeros(9, 5, 7)] * 2 for parts in alone]
+    torch.testing.assert_close(near, torch.stack([torch.stack(parts[:2]) for parts in wanted]), atol=1e-5, rtol=0)
 
 
 def test_latents_of_a_batch_are_those_of_its_clips():

@@ -11,7 +11,7 @@ from examples.tiny_wan import curves, loop, train
 from examples.tiny_wan.sampling import combination_odds, sample_scene
 
 SIZES = "--grid 3x4x4:1:2 --grid 3x4x4/1:1:3 --minutes 5 --steps 5 --workers 0 --device cpu".split()
-SIZES += ["--warmup", "1", "--text-steps", "2"]
+SIZES += ["--warmup", "1", "--text-steps", "2", "--ground", "0.1"]
 
 
 @pytest.fixture
