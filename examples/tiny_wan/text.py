@@ -1,4 +1,4 @@
-"""Teach the text encoder its vocabulary: every token's output tells what the caption says, of its own object.
+"""Teach the text encoder its vocabulary: every token's output tells what the caption says, after `bind` of its object.
 
 A minute of training that spares the transformer from learning which word belongs to what.
 """
