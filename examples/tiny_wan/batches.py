@@ -12,7 +12,7 @@ from examples.tiny_wan.latents import PATCH, normalise, to_tokens
 from examples.tiny_wan.model import SHIFT
 from examples.tiny_wan.sampling import combination_odds, sample_scene
 from examples.tiny_wan.scene_batch import latents_of_rows, nearness_rows, scene_rows
-from examples.tiny_wan.scenes import frame_times
+from examples.tiny_wan.scenes import Scene, frame_times
 from examples.tiny_wan.text import phrase_marks, token_ids
 
 Device = torch.device | str
@@ -20,25 +20,32 @@ Device = torch.device | str
 
 @dataclass(frozen=True)
 class GridSpec:
-    """`TxHxW[/n]:weight:batch`: a token grid, how many of its frames are kept, its odds and its batch size."""
+    """`TxHxW[@w][/n]:weight:batch`: a token grid, the side of a window, how many frames are kept, odds, batch size."""
 
     grid: tuple[int, int, int]
     frames: int
     weight: float
     batch: int
+    window: int | None = None
 
     @property
     def name(self) -> str:
         """For logs: 9x8x8/2."""
-        return f"{'x'.join(map(str, self.grid))}/{self.frames}"
+        window = f"@{self.window}" if self.window else ""
+        return f"{'x'.join(map(str, self.grid))}{window}/{self.frames}"
 
     @classmethod
     def parse(cls, text: str) -> "GridSpec":
-        """Read the command-line form, for example 9x8x8/2:1:8."""
+        """Read the command-line form, for example 9x8x8/2:1:8 or 9x16x16@8:1:24."""
         shape, weight, batch = text.split(":")
-        grid, _, kept = shape.partition("/")
+        shape, _, kept = shape.partition("/")
+        grid, _, window = shape.partition("@")
         frames, height, width = map(int, grid.split("x"))
-        return cls((frames, height, width), int(kept or frames), float(weight), int(batch))
+        if window and not 0 < int(window) <= min(height, width):
+            raise ValueError(
+                f"a window of {window} tokens does not fit the grid {grid}: take 1 to {min(height, width)}"
+            )
+        return cls((frames, height, width), int(kept or frames), float(weight), int(batch), int(window or 0) or None)
 
 
 def sample_sigmas(rng: np.random.Generator, count: int) -> Tensor:
@@ -59,10 +66,34 @@ def sample_frames(spec: GridSpec, rng: np.random.Generator) -> tuple[int, ...]:
     return tuple(np.sort(rng.permutation(spec.grid[0])[: spec.frames]).tolist())
 
 
-def clean_tokens(rows: Tensor, spec: GridSpec, kept: tuple[int, ...], device: Device) -> tuple[Tensor, Tensor]:
+def sample_corners(spec: GridSpec, scenes: list[Scene], rng: np.random.Generator) -> Tensor:
+    """(B, 2) row and column of the first token of each scene's window, around where its first object once is."""
+    sides = np.array(spec.grid[1:])
+    if spec.window is None:
+        return torch.zeros(len(scenes), 2, dtype=torch.long)
+    moments = torch.from_numpy(rng.random(len(scenes)))
+    places = [scene.items[0].at(moment, scene.pan)[:2] for scene, moment in zip(scenes, moments, strict=True)]
+    centres = np.array([[float(y), float(x)] for x, y in places]) * sides + rng.uniform(-1, 1, (len(scenes), 2))
+    corners = np.round(centres - spec.window / 2).clip(0, sides - spec.window)
+    return torch.from_numpy(corners).long()
+
+
+def _windows(tokens: Tensor, spec: GridSpec, corners: Tensor) -> Tensor:
+    """Those of (B, T, H * W, C) in each clip's window: (B, T * w * w, C)."""
+    if spec.window is None:
+        return tokens.flatten(1, 2)
+    row, column = ((corners[:, axis, None] + torch.arange(spec.window)) for axis in (0, 1))
+    index = (row.unsqueeze(2) * spec.grid[2] + column.unsqueeze(1)).flatten(1).to(tokens.device)
+    clip = torch.arange(len(tokens), device=tokens.device).unsqueeze(1)
+    return tokens[clip, :, index].transpose(1, 2).flatten(1, 2)
+
+
+def clean_tokens(
+    rows: Tensor, spec: GridSpec, kept: tuple[int, ...], device: Device, corners: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Clean tokens (B, N, C) of scenes rendered on `device`, and how near they are to each object (B, 2, N).
 
-    Only the kept frames are rendered.
+    Only the kept frames are rendered; of them, only the windows at `corners` are returned.
     """
     frames, height, width = spec.grid
     later = [frame for frame in kept if frame]
@@ -73,7 +104,9 @@ def clean_tokens(rows: Tensor, spec: GridSpec, kept: tuple[int, ...], device: De
     latents = normalise(latents_of_rows(rows, times, 4 * PATCH * height, 4 * PATCH * width))[:, :, skip:]
     near = nearness_rows(rows, times, height, width)
     near = torch.cat([near[:, :, :1], near[:, :, 1:].unflatten(2, (-1, 4)).mean(3)], 2)[:, :, skip:]
-    return to_tokens(latents), near.flatten(2)
+    tokens = to_tokens(latents).unflatten(1, (len(kept), -1))
+    near = near.flatten(3).permute(0, 2, 3, 1)
+    return _windows(tokens, spec, corners), _windows(near, spec, corners).transpose(1, 2)
 
 
 @dataclass(frozen=True)
@@ -95,7 +128,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Draft:
-    """A batch whose scenes are rows of numbers (B, 36), still to be rendered."""
+    """A batch whose scenes are rows of numbers (B, 36), still to be rendered, and cut at `corners` (B, 2)."""
 
     spec: GridSpec
     captions: list[str]
@@ -104,31 +137,37 @@ class Draft:
     kept: tuple[int, ...]
     sigma: Tensor
     rows: Tensor
+    corners: Tensor
 
     def pin_memory(self) -> "Draft":
         """The same in memory that copies to a device without the host waiting."""
-        parts = {name: getattr(self, name).pin_memory() for name in ("words", "phrases", "sigma", "rows")}
+        parts = {name: getattr(self, name).pin_memory() for name in ("words", "phrases", "sigma", "rows", "corners")}
         return replace(self, **parts)
 
     def rendered(self, device: Device = "cpu") -> Batch:
         """The batch on `device`."""
         words, phrases, sigma = (part.to(device, non_blocking=True) for part in (self.words, self.phrases, self.sigma))
-        tokens, near = clean_tokens(self.rows, self.spec, self.kept, device)
+        tokens, near = clean_tokens(self.rows, self.spec, self.kept, device, self.corners)
         return Batch(self.spec, self.captions, words, phrases, self.kept, sigma, tokens, near)
 
 
 def sample_draft(
     spec: GridSpec, rng: np.random.Generator, held_out: bool = False, odds: np.ndarray | None = None
 ) -> Draft:
-    """Fresh scenes; one caption in ten is dropped, so that the model learns to do without."""
-    scenes = [sample_scene(rng, held_out=held_out, odds=odds) for _ in range(spec.batch)]
+    """Fresh scenes; one caption in ten is dropped, so that the model learns to do without.
+
+    Windows show one object, and so do their captions.
+    """
+    objects = 1 if spec.window else None
+    scenes = [sample_scene(rng, objects=objects, held_out=held_out, odds=odds) for _ in range(spec.batch)]
     scenes.sort(key=lambda scene: (len(scene.items), scene.items[0].shape))  # like next to like renders faster
     wordings = rng.choice(3, spec.batch, p=(0.5, 0.3, 0.2)).tolist()
     dropped = rng.random(spec.batch) < 0.1
     captions = ["" if d else s.caption(w) for s, w, d in zip(scenes, wordings, dropped, strict=True)]
     phrases = phrase_marks(scenes, wordings) * torch.from_numpy(~dropped)[:, None, None]
     kept, sigma = sample_frames(spec, rng), sample_sigmas(rng, spec.batch)
-    return Draft(spec, captions, token_ids(captions), phrases, kept, sigma, scene_rows(scenes))
+    corners = sample_corners(spec, scenes, rng)
+    return Draft(spec, captions, token_ids(captions), phrases, kept, sigma, scene_rows(scenes), corners)
 
 
 class Clips(IterableDataset):

@@ -21,9 +21,10 @@ import diffattn
 from diffattn import Schedule
 from examples.tiny_wan import loop
 from examples.tiny_wan.batches import Batch, GridSpec, load_batches
-from examples.tiny_wan.latents import from_tokens
+from examples.tiny_wan.latents import from_tokens, to_tokens
 from examples.tiny_wan.model import save_pipeline
 from examples.tiny_wan.text import encode
+from examples.tiny_wan.train import focused_error
 
 PROJECTIONS = ["to_q", "to_k", "to_v", "to_out.0"]
 EVERY_CALL = Schedule(dense_start=0, dense_end=0, dense_layers=0)
@@ -57,13 +58,13 @@ def encode_words(pipe: WanPipeline, words: Tensor) -> Tensor:
     return nn.functional.pad(embeddings * mask.unsqueeze(-1), (0, 0, 0, TEXT_TOKENS - words.shape[1]))
 
 
-def velocity_loss(pipe: WanPipeline, batch: Batch) -> Tensor:
-    """Mean squared error of the velocity (noise - data), by the transformer's own forward."""
+def velocity_loss(pipe: WanPipeline, batch: Batch, focus: float = 0.0) -> Tensor:
+    """Mean squared error of the velocity (noise - data), by the transformer's own forward; `focus` as in train.py."""
     clean = from_tokens(batch.tokens, batch.spec.grid)
     sigma, noise = batch.sigma, torch.randn_like(clean)
     noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1))
     velocity = pipe.transformer(noisy, 1000 * sigma, encode_words(pipe, batch.words), return_dict=False)[0]
-    return (velocity.float() - (noise - clean)).square().mean()
+    return focused_error(to_tokens(velocity.float()), to_tokens(noise - clean), batch, focus)
 
 
 def train(pipe: WanPipeline, trained: list[nn.Parameter], args: argparse.Namespace) -> int:
@@ -76,7 +77,7 @@ def train(pipe: WanPipeline, trained: list[nn.Parameter], args: argparse.Namespa
         rate = args.lr * loop.learning_rate_factor(progress, step, 20, 0.5)
         optimizer.param_groups[0]["lr"] = rate
         with torch.autocast(pipe.transformer.device.type, torch.bfloat16, enabled=args.bf16):
-            loss = velocity_loss(pipe, batch)
+            loss = velocity_loss(pipe, batch, args.focus)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -107,6 +108,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=33, help="of a clip; 65 is twice the length")
     parser.add_argument("--side", type=int, default=128, help="pixels")
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--focus", type=float, default=0.0, help="how much more the tokens around objects weigh")
     loop.add_arguments(parser, minutes=10.0, lr=1e-3)  # 5e-4 suits --rank 0
     return parser.parse_args(argv)
 

@@ -41,11 +41,15 @@ def losses(
     noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1))
     text = fast.pad_text(*encode(text_encoder, batch.words))
     marks = nn.functional.pad(batch.phrases, (0, 0, 0, 1))  # the token of the pads
-    rotary = fast.grid_tables(batch.spec.grid, batch.kept, head_dim, clean.device, dtype)
+    rotary = fast.grid_tables(batch.spec.grid, batch.kept, head_dim, clean.device, dtype, batch.spec.window)
     velocity, seen = fast.forward_tokens(transformer, noisy, rotary, 1000 * sigma, *text, marks, dtype, block)
+    return focused_error(velocity, noise - clean, batch, focus), grounding(seen, batch)
+
+
+def focused_error(velocity: Tensor, target: Tensor, batch: Batch, focus: float) -> Tensor:
+    """Mean squared error of tokens (B, N, C), `focus` more of it around the objects."""
     weight = 1 + focus * batch.near.amax(1)
-    error = ((velocity - (noise - clean)).square().mean(-1) * weight).mean() / weight.mean()
-    return error, grounding(seen, batch)
+    return ((velocity - target).square().mean(-1) * weight).mean() / weight.mean()
 
 
 def grounding(seen: Tensor, batch: Batch) -> Tensor:

@@ -1,6 +1,7 @@
 """Fine-tuning through the sparse operator, and the training of the decoder, at a tiny scale."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from examples.tiny_wan.batches import Batch, GridSpec, load_batches
 from examples.tiny_wan.latents import from_tokens, to_tokens
 from examples.tiny_wan.model import build_pipeline, save_pipeline
 from examples.tiny_wan.text import token_ids
+from examples.tiny_wan.train import focused_error
 from examples.tiny_wan.vae import encode_mean, wired_vae
 
 pytest.importorskip("peft")
@@ -72,6 +74,17 @@ def test_the_loss_runs_through_the_sparse_operator(folder):
     to_q = [name for name, _ in pipe.transformer.named_parameters()].index("blocks.0.attn1.to_q.weight")
     gap = (gradients[0.4][to_q] - gradients[None][to_q]).norm() / gradients[None][to_q].norm()
     assert gap > 0.05
+
+
+def test_focus_weighs_the_tokens_around_objects():
+    near = torch.zeros(1, 2, 4)
+    near[0, 1, 3] = 1
+    batch, target = SimpleNamespace(near=near), torch.zeros(1, 4, 2)
+    for token, share in ((3, 4 / 7), (0, 1 / 7)):
+        velocity = target.clone()
+        velocity[:, token] = 1
+        assert focused_error(velocity, target, batch, 3.0).item() == pytest.approx(share)
+        assert focused_error(velocity, target, batch, 0.0).item() == pytest.approx(1 / 4)
 
 
 @pytest.mark.parametrize("method", ["radial", "vmoba"])

@@ -15,13 +15,13 @@ from diffusers import AutoencoderKLWan, WanPipeline
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 
 from examples.tiny_wan import fast, train
-from examples.tiny_wan.batches import GridSpec, clean_tokens, load_batches, sample_sigmas
+from examples.tiny_wan.batches import GridSpec, clean_tokens, load_batches, sample_draft, sample_sigmas
 from examples.tiny_wan.evaluate import held_out_scenes, score
 from examples.tiny_wan.judge import hits, judge
 from examples.tiny_wan.latents import REFERENCE_GRID, analytic_latents, positions, to_tokens
 from examples.tiny_wan.likeness import described_scene, likeness
 from examples.tiny_wan.model import build_text_encoder, build_tokenizer, build_transformer
-from examples.tiny_wan.sampling import combinations, sample_scene
+from examples.tiny_wan.sampling import combination_odds, combinations, sample_scene
 from examples.tiny_wan.scene_batch import latents_of_rows, nearness_rows, render_rows, scene_rows
 from examples.tiny_wan.scenes import (
     COLOURS,
@@ -244,6 +244,27 @@ def test_kept_frames_equal_the_full_grids():
             fast.grid_tables(spec.grid, kept, 32, torch.device("cpu"), torch.float32),
             fast.rotary_tables(positions(spec.grid).view(5, 16, 3)[list(kept)].view(-1, 3), 32),
         )
+
+
+def test_windows_are_parts_of_the_grid_around_the_object():
+    spec = GridSpec.parse("5x8x8@4/2:1:6")
+    assert spec.name == "5x8x8@4/2" and GridSpec.parse("5x8x8:1:6").window is None
+    with pytest.raises(ValueError, match="window of 9 tokens does not fit the grid 5x8x8"):
+        GridSpec.parse("5x8x8@9:1:6")
+    draft = sample_draft(spec, np.random.default_rng(2), odds=combination_odds({"spin": 1e6}))
+    batch, whole = draft.rendered(), replace(spec, window=None)
+    tokens, near = (x.unflatten(axis, (2, 8, 8)) for x, axis in
+                    zip(clean_tokens(draft.rows, whole, draft.kept, "cpu"), (1, 2), strict=True))  # fmt: skip
+    assert len(draft.corners.unique(dim=0)) > 1
+    for clip, (row, column) in enumerate(draft.corners.tolist()):
+        down, right = slice(row, row + 4), slice(column, column + 4)
+        torch.testing.assert_close(batch.tokens[clip], tokens[clip][:, down, right].flatten(0, 2))
+        torch.testing.assert_close(batch.near[clip], near[clip][:, :, down, right].flatten(1))
+    assert not batch.near[:, 1].any() and batch.near[:, 0].sum() > 0.7 * near.sum()
+    torch.testing.assert_close(
+        fast.grid_tables(spec.grid, draft.kept, 32, torch.device("cpu"), torch.float32, 4)[0],
+        fast.rotary_tables(positions(spec.grid).view(5, 8, 8, 3)[list(draft.kept), :4, :4].reshape(-1, 3), 32)[0],
+    )
 
 
 def drawn_scenes():
