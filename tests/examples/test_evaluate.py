@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import diffattn
-from examples.tiny_wan import evaluate
+from examples.tiny_wan import denoise, evaluate
 from examples.tiny_wan.judging import judge_here, judges
 from examples.tiny_wan.scenes import frame_times, render
 
@@ -46,3 +46,16 @@ def test_processes_judge_as_this_one_does():
     clips = [render(scene, frame_times(17), 48, 48) for scene in scenes]
     with judges(2) as judging:
         assert list(judging(clips, scenes)) == list(judge_here(clips, scenes))
+
+
+def test_what_is_known_under_noise(tmp_path, capsys):
+    options = "--side 64 --frames 9 --prompts 2 --motion right --sigma 0.9 --sigma 0.02".split()
+    denoise.main([str(diffattn.tiny_wan()), *options, "--json", str(path := tmp_path / "levels.json")])
+    high, low = json.loads(path.read_text())
+    assert (high["sigma"], low["sigma"]) == (0.9, 0.02) and high["error"] > 10 * low["error"]
+    assert low["all"] == 1, low  # next to nothing was hidden
+    with pytest.raises(SystemExit):
+        denoise.main([str(diffattn.tiny_wan()), "--sigma", "1.5"])
+    assert "at most 1, got 1.5" in capsys.readouterr().err
+    scenes = denoise.some_scenes(5, 0, 1, "spin")
+    assert len(scenes) == 5 and {scene.items[0].motion for scene in scenes} == {"spin"}
