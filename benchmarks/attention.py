@@ -25,13 +25,13 @@ from .attention_report import report
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DENSITIES = (0.5, 0.25, 0.125, 0.0625)
 BACKWARD_DENSITIES = (0.25, 0.125)
-AUTO_DENSITIES = (0.25, 0.5, 0.75, 0.9, 1.0)
+AUTO_DENSITIES = (0.25, 0.4, 0.6, 0.72, 1.0)
 # Device: shapes (S, D) by default, and with --quick; shapes of the sections `auto`, `backward` and `scaling`.
 SHAPES = {
-    "cpu": ([(8192, 64), (8192, 128), (16384, 64), (16384, 128), (32768, 64)], [(2048, 64)]),
+    "cpu": ([(8192, 64), (8192, 128), (16384, 64), (16384, 128), (32768, 64), (32768, 128)], [(2048, 64)]),
     "cuda": ([(s, d) for d in (64, 128) for s in (16384, 32768, 65536, 131072)], [(8192, 128)]),
 }
-SHORT = ([256, 512, 1024, 2048], [256, 1024])
+SHORT = ([256, 512, 1024, 2048, 4096], [256, 1024])
 BACKWARD = {"cpu": ([(8192, 64), (8192, 128)], [(1024, 64)]), "cuda": ([(32768, 64), (32768, 128)], [(8192, 128)])}
 SCALING = {
     "cpu": ([2048, 4096, 8192, 16384, 32768], [1024, 2048]),

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
+from diffattn.kernels.dense import break_even
 
 from . import candidates
 from .attention_case import Case, error_and_budget, sampled_attention
@@ -125,6 +126,8 @@ def _candidates(case: Case, densities: tuple[float, ...], section: str) -> Itera
     yield from candidates.dense(case)
     for density in densities:
         blocks = case.blocks(density)
+        if section == "auto" and break_even(case.tokens) < float(blocks.double().mean()) < 1:
+            continue
         yield candidates.ours(case, blocks, lse=section != "auto")
         if section == "forward" or (section == "backward" and case.device != "cpu"):
             yield from candidates.sparse(case, blocks)

@@ -11,7 +11,7 @@ from torch import Tensor
 from .config import AttentionConfig
 from .grid import TokenGrid
 from .kernels.attend import attend
-from .kernels.dense import BREAK_EVEN, MASK_TOKENS
+from .kernels.dense import break_even
 from .kernels.plan import Plan
 from .layer import Layer
 from .masks import as_key_mask
@@ -132,17 +132,16 @@ class Runtime:
     def why_not_worth(self, layer: Layer, query: Tensor, key: Tensor, placement: Placement) -> str | None:
         """With impl `"auto"`, why the model's own dense backend is to serve a call that could be sparse.
 
-        A plan that keeps nearly all takes longer than dense attention, which keeps the rest as well. Short sequences
-        are `attend`'s, which has a dense form of the plan itself. Of methods that plan every call anew the density
-        asked for decides.
+        A plan that keeps nearly all, or half of a short sequence, takes longer than dense attention, which keeps the
+        rest as well. Of methods that plan every call anew the density asked for decides.
         """
-        if self.impl != "auto" or query.shape[1] <= MASK_TOKENS:
+        if self.impl != "auto":
             return None
         if self.config.dynamic:
             density = getattr(self.config, "density", None)
         else:
             density = self._plan(placement, layer, query, key).density
-        if density is None or density <= BREAK_EVEN:
+        if density is None or density <= break_even(query.shape[1]):
             return None
         return f"plan density {density:.2f}: dense is faster"
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from .part import part_of
 from .plan import Plan
-from .routed import RoutedRows
+from .scratch import Scratch
 from .threads import in_threads, share_of_threads
+from .torch_heads import head_job
 
-SLAB_BYTES = 24 << 20  # per thread, of the query, key and value of one slab
+SLAB_BYTES = 12 << 20  # per thread, of the query, key and value of one slab
 Slab = tuple[slice, slice, slice]  # batch entries, heads and KV heads
 
 
@@ -21,8 +22,8 @@ def by_slabs(
 ) -> tuple[Tensor, Tensor]:
     """`attention(query, key, value, plan, scale) -> (out, lse)`, called for one slab of heads after the other.
 
-    Where one slab does not hold them all, and without gradients, every thread takes slabs of one KV head for itself;
-    those that they cannot share evenly follow, and all threads work on each.
+    Where one slab does not hold them all, and without gradients, every thread takes one head after the other for
+    itself; those that they cannot share evenly follow, and all threads work on each.
 
     Args:
         query (`torch.Tensor`): `(B, S, H, D)`.
@@ -36,33 +37,45 @@ def by_slabs(
 
     def part(slab: Slab) -> tuple[Tensor, Tensor]:
         at, heads, kv_heads = slab
-        own = _part(plan, at, heads)
+        own = part_of(plan, at, heads)
         return attention(query[at, :, heads], key[at, :, kv_heads], value[at, :, kv_heads], own, scale)
 
     if len(slabs) == 1:
         return part(slabs[0])
-    return _joined([part(slab) for slab in slabs], query.shape[0]) if learns else _filled(part, query, key, slabs)
-
-
-def _filled(
-    part: Callable[[Slab], tuple[Tensor, Tensor]], query: Tensor, key: Tensor, slabs: list[Slab]
-) -> tuple[Tensor, Tensor]:
-    """What `part` gives for all slabs, or for single KV heads where threads can share those."""
+    if learns:
+        return _joined([part(slab) for slab in slabs], query.shape[0])
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     wide = torch.promote_types(query.dtype, torch.float32)
     lse = torch.empty(query.shape[0], query.shape[2], query.shape[1], dtype=wide, device=query.device)
-    workers, each = share_of_threads(query.device)
-    singles = list(_single_slabs(query, key)) if workers > 1 else []
-    shared = len(singles) // workers * workers
 
-    def fill(queue: Iterator[Slab]) -> None:
-        for slab in queue:
-            out[slab[0], :, slab[1]], lse[slab[0], slab[1]] = part(slab)
+    def job(slab: Slab, scratch: Scratch) -> Callable[[Scratch], None]:
+        at, heads, kv_heads = slab
+        k, v, own = key[at, :, kv_heads], value[at, :, kv_heads], part_of(plan, at, heads)
+        return head_job(query[at, :, heads], k, v, own, scale, out[at, :, heads], lse[at, heads], scratch)
 
-    queue = iter(singles[:shared])  # the workers share it: whoever is free takes the next
-    in_threads(lambda _: fill(queue), workers, each, shared > 0)
-    fill(iter(singles[shared:] if workers > 1 else slabs))
+    if query.device.type == "cpu" and plan.q_rows is None and plan.post is None:
+        slabs = _share(job, list(_single_slabs(query, key)), query.device)
+    for at, heads, kv_heads in slabs:
+        out[at, :, heads], lse[at, heads] = part((at, heads, kv_heads))
     return out, lse
+
+
+def _share(job: Callable[[Slab, Scratch], Callable], slabs: list[Slab], device: torch.device) -> list[Slab]:
+    """Run the jobs of single heads, a head for each thread; returns those that threads cannot share evenly."""
+    workers, each = share_of_threads(device)
+    shared = len(slabs) // workers * workers
+    queue, started = iter(slabs[:shared]), []  # the workers share them: whoever is free takes the next
+
+    def run(_: int) -> None:
+        scratch = Scratch(device)
+        for slab in queue:
+            started.append(job(slab, scratch))
+            started[-1](scratch)
+        for other in list(started):  # no head is left: help those who still have some of theirs
+            other(scratch)
+
+    in_threads(run, workers, each, shared > 0)
+    return slabs[shared:]
 
 
 def _slabs(query: Tensor, key: Tensor, plan: Plan, least: int) -> Iterator[Slab]:
@@ -85,29 +98,6 @@ def _single_slabs(query: Tensor, key: Tensor) -> Iterator[Slab]:
     for entry in range(key.shape[0]):
         for head in range(key.shape[2]):
             yield slice(entry, entry + 1), slice(head * group, (head + 1) * group), slice(head, head + 1)
-
-
-def _part(plan: Plan, batch: slice, heads: slice) -> Plan:
-    """The plan of some batch entries and heads, kept for the next call; itself where it is the same for all."""
-
-    def cut(tensor: Tensor | RoutedRows | None) -> Tensor | RoutedRows | None:
-        shared = slice(None)
-        if isinstance(tensor, RoutedRows):
-            return replace(tensor, bits=cut(tensor.bits))
-        if tensor is None or tensor.ndim == 2:
-            return tensor if tensor is None or len(tensor) == 1 else tensor[batch]
-        return tensor[batch if tensor.shape[0] > 1 else shared, heads if tensor.shape[1] > 1 else shared]
-
-    at = ("part", batch.start, batch.stop, heads.start, heads.stop)
-    if plan.shared:
-        return plan
-    if at not in plan._cache:
-        parts = {name: cut(getattr(plan, name)) for name in ("order", "q_rows", "key_mask")}
-        names = ("counts", "indices", "partial")
-        levels = tuple(replace(level, **{name: cut(getattr(level, name)) for name in names}) for level in plan.lists)
-        post = plan.post and replace(plan.post, scale=cut(plan.post.scale), weights=cut(plan.post.weights))
-        plan._cache[at] = replace(plan, **parts, lists=levels, post=post, _cache={})
-    return plan._cache[at]
 
 
 def _joined(parts: list[tuple[Tensor, Tensor]], batch: int) -> tuple[Tensor, Tensor]:

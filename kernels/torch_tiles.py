@@ -12,7 +12,7 @@ from torch import Tensor
 from .plan import Plan
 from .scratch import Scratch
 from .threads import in_threads, share_of_threads
-from .torch_softmax import scaled_scores, softmax_form
+from .torch_softmax import SoftmaxForm, scaled_scores, softmax_form
 from .worklist import Chunk, Worklist, worklist
 
 WORTH = 16  # chunks for each worker, at least: threads of the operations before still keep the cores busy
@@ -39,7 +39,7 @@ class _TileAttention(torch.autograd.Function):
         lse = torch.empty(query.shape[:3], dtype=_wide(query.dtype), device=query.device)
         workers, each = share_of_threads(query.device)
         form = softmax_form(query)
-        work = worklist(plan, query, key, form.scored, each)
+        work = worklist(plan, query.shape[:3], key, form.scored, each)
         tiles = query.view(-1, *form.lead, plan.block_q, query.shape[-1])
         out_tiles, lse_tiles = out.view_as(tiles), lse.view(tiles.shape[:-1])
         out_tiles[work.idle], lse_tiles[work.idle] = 0, -torch.inf
@@ -50,11 +50,7 @@ class _TileAttention(torch.autograd.Function):
             scratch = Scratch(query.device)
             for chunk in chunks:
                 q = tiles.index_select(0, chunk.rows)  # a few times faster than tiles[chunk.rows]
-                k, v = (_gather(part, chunk, form.lead, scratch, name) for name, part in (("k", keys), ("v", values)))
-                mask = _mask(plan, work, chunk, form.lead, scratch)
-                found = form.attention(q, k, v, mask, scale, scratch)
-                if chunk.hollow and mask is not None:
-                    _clear(*found, (mask == -torch.inf).all(-1))
+                found = softmax_of_chunk(q, keys, values, chunk, work, plan, scale, form, scratch)
                 out_tiles.index_copy_(0, chunk.rows, found[0])
                 lse_tiles.index_copy_(0, chunk.rows, found[1])
 
@@ -71,7 +67,7 @@ class _TileAttention(torch.autograd.Function):
         # a part of the KV heads for each worker, so that nobody else adds to their gradients
         workers = min(share_of_threads(query.device)[0], key.shape[0] * key.shape[1])
         each = max(1, torch.get_num_threads() // workers)
-        work = worklist(plan, query, key, True, each, workers)
+        work = worklist(plan, query.shape[:3], key, True, each, workers)
         tiles, keys, values = query.view(-1, plan.block_q, query.shape[-1]), work.granules(key), work.granules(value)
         grad_out, out = grad_out.contiguous().view_as(tiles), out.view_as(tiles)
         lse, grad_lse = lse.view(tiles.shape[:2]), grad_lse.contiguous().view(tiles.shape[:2])
@@ -104,6 +100,28 @@ class _TileAttention(torch.autograd.Function):
         grads = (torch.cat([part.view(*key.shape[:2], -1, key.shape[-1]) for part in parts], 2).to(key.dtype)
                  for parts in (grad_keys, grad_values))  # fmt: skip
         return grad_tiles.view_as(query), *grads, None, None
+
+
+def softmax_of_chunk(
+    query: Tensor,
+    keys: list[Tensor],
+    values: list[Tensor],
+    chunk: Chunk,
+    work: Worklist,
+    plan: Plan,
+    scale: float,
+    form: SoftmaxForm,
+    scratch: Scratch,
+) -> tuple[Tensor, Tensor]:
+    """Out and lse of the query tiles of a chunk, in the shapes of `form`; keys and values as granules of every run."""
+    k, v = (_gather(part, chunk, form.lead, scratch, name) for name, part in (("k", keys), ("v", values)))
+    mask = _mask(plan, work, chunk, form.lead, scratch)
+    out, lse = form.attention(query, k, v, mask, scale, scratch)
+    if chunk.hollow and mask is not None:  # rows without any key give 0 and -inf
+        empty = (mask == -torch.inf).all(-1)
+        out.masked_fill_(empty[..., None], 0)
+        lse.masked_fill_(empty, -torch.inf)
+    return out, lse
 
 
 def _gather(sources: list[Tensor], chunk: Chunk, between: tuple[int, ...], scratch: Scratch, name: str) -> Tensor:
@@ -140,12 +158,6 @@ def _mask(plan: Plan, work: Worklist, chunk: Chunk, lead: tuple[int, ...], scrat
     cut = torch.zeros((), dtype=dtype, device=rows.device).where(seen, -torch.inf)
     cut = cut.view(len(cut), *lead, *cut.shape[1:])
     return cut if mask is None else mask + cut
-
-
-def _clear(out: Tensor, lse: Tensor, empty: Tensor) -> None:
-    """Give rows without any key 0 and -inf."""
-    out.masked_fill_(empty[..., None], 0)
-    lse.masked_fill_(empty, -torch.inf)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

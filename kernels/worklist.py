@@ -61,18 +61,20 @@ class Worklist:
 
     Args:
         plan ([`Plan`]): whose lists to flatten.
-        query (`torch.Tensor`): `(B, H, Rq, D)`.
+        query_shape (`tuple[int, int, int]`): B, H and Rq, the query rows.
         key (`torch.Tensor`): `(B, Hkv, Rkv, D)`.
         scored (`bool`): whether the scores of a chunk are held in memory, beside its keys and values.
         threads (`int`): that work on one chunk.
         parts (`int`): groups of KV heads; a chunk has query tiles of one of them only.
     """
 
-    def __init__(self, plan: Plan, query: Tensor, key: Tensor, scored: bool, threads: int, parts: int) -> None:
-        self.runs, self.dtype = _runs(plan), query.dtype
-        tiles = query.shape[0] * query.shape[1] * query.shape[2] // plan.block_q
+    def __init__(
+        self, plan: Plan, query_shape: tuple[int, int, int], key: Tensor, scored: bool, threads: int, parts: int
+    ) -> None:
+        self.runs, self.dtype = _runs(plan), key.dtype
+        tiles = math.prod(query_shape) // plan.block_q
         counts = self.granules(plan.kv_counts.expand(*key.shape[:2], -1))
-        flat = [_Flat(run, query.shape[:2], key.shape[1], tiles, part) for run, part in zip(self.runs, counts)]
+        flat = [_Flat(run, query_shape[:2], key.shape[1], tiles, part) for run, part in zip(self.runs, counts)]
         tested = sum(part.partial_count for part in flat) > 0
         hollow = tested | (sum(part.void_count for part in flat) == sum(part.lengths for part in flat))
         flags = (tested, sum(part.odd_count for part in flat) > 0, hollow)
@@ -93,7 +95,7 @@ class Worklist:
                 size = max(1, CHUNK_BYTES * threads // (row_bytes * keys))
                 self.chunks += [_chunk(part, some, lengths, flat, *map(bool, flags)) for some in rows.split(size)]
         self.idle = torch.cat(idle)  # query tiles that visit nothing
-        wide = torch.promote_types(query.dtype, torch.float32)
+        wide = torch.promote_types(key.dtype, torch.float32)
         # the log-weights, as granules
         self.bias = [part.to(wide).log() for part in counts] if any(chunk.weighted for chunk in self.chunks) else []
 
@@ -104,11 +106,13 @@ class Worklist:
         ]
 
 
-def worklist(plan: Plan, query: Tensor, key: Tensor, scored: bool, threads: int = 1, parts: int = 1) -> Worklist:
+def worklist(
+    plan: Plan, query_shape: tuple[int, int, int], key: Tensor, scored: bool, threads: int = 1, parts: int = 1
+) -> Worklist:
     """The plan's worklist for these shapes, built once."""
-    at = (tuple(query.shape), tuple(key.shape), query.dtype, scored, threads, parts)
+    at = (tuple(query_shape), tuple(key.shape), key.dtype, scored, threads, parts)
     if at not in plan._cache:
-        plan._cache[at] = Worklist(plan, query, key, scored, threads, parts)
+        plan._cache[at] = Worklist(plan, query_shape, key, scored, threads, parts)
     return plan._cache[at]
 
 

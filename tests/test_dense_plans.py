@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffattn.kernels.dense import break_even
 from wan import tiny_transformer
 
 import diffattn
@@ -10,24 +11,29 @@ from diffattn import RadialConfig, Schedule, VMoBAConfig
 ALWAYS = Schedule(dense_start=0, dense_end=0, dense_layers=0)
 
 
-def forward(model):
+@pytest.fixture(autouse=True)
+def sparse_however_small():
+    """Here it is what is tested."""
+
+
+def forward(model, side=32):
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         return model(
-            hidden_states=torch.randn(1, 16, 5, 32, 32, generator=generator),
+            hidden_states=torch.randn(1, 16, 5, side, side, generator=generator),
             timestep=torch.tensor([500.0]),
             encoder_hidden_states=torch.randn(1, 12, 16, generator=generator),
             return_dict=False,
         )[0]
 
 
-def run(config, impl="auto", compiled=False):
-    """Output and the one layer of a model of 1280 tokens, and the output of dense attention."""
+def run(config, impl="auto", compiled=False, side=32):
+    """Output and the one layer of a model of 1280 tokens, or 5/4 of another side squared, and that of dense attention."""
     torch._dynamo.reset()
     model = tiny_transformer(layers=1)
-    dense = forward(model)
+    dense = forward(model, side)
     diffattn.enable(model, config, schedule=ALWAYS, impl=impl)
-    out = forward(torch.compile(model, backend="eager") if compiled else model)
+    out = forward(torch.compile(model, backend="eager") if compiled else model, side)
     return out, diffattn.summary(model).models[0].layers[0], dense
 
 
@@ -43,6 +49,13 @@ def test_a_plan_above_the_break_even_runs_dense(compiled):
 def test_the_density_asked_for_decides_where_every_call_is_planned():
     _, layer, _ = run(VMoBAConfig(density=0.9))
     assert layer.dense_calls == {"plan density 0.90: dense is faster": 1}
+
+
+@pytest.mark.parametrize("density, sparse_calls", [(0.3, 1), (0.45, 0)])
+def test_short_sequences_break_even_earlier(density, sparse_calls):
+    assert break_even(320) == 0.5 - 30 / 320 and break_even(1024) < 0.5 < break_even(1025)
+    _, layer, _ = run(VMoBAConfig(density=density), side=16)
+    assert (layer.sparse_calls, sum(layer.dense_calls.values())) == (sparse_calls, 1 - sparse_calls)
 
 
 @pytest.mark.parametrize("config, impl", [(RadialConfig(density=0.9), "torch"), (RadialConfig(density=0.5), "auto")])

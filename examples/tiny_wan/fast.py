@@ -31,18 +31,10 @@ def rotary_tables(positions: Tensor, head_dim: int, theta: float = 10000.0) -> t
 
 @lru_cache(maxsize=256)
 def grid_tables(
-    grid: tuple[int, int, int],
-    kept: tuple[int, ...],
-    head_dim: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    window: int | None = None,
+    grid: tuple[int, int, int], kept: tuple[int, ...], head_dim: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """`rotary_tables` of the frames `kept` of a grid, or of a window of them, made once for each.
-
-    One table does for every window, for attention sees only how far apart two positions are.
-    """
-    places = positions(grid).view(*grid, 3)[list(kept), :window, :window].flatten(0, 2)
+    """`rotary_tables` of the frames `kept` of a grid, made once for each."""
+    places = positions(grid).unflatten(0, (grid[0], -1))[list(kept)].flatten(0, 1)
     return tuple(table.to(device, dtype) for table in rotary_tables(places, head_dim))
 
 

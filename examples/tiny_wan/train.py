@@ -17,7 +17,7 @@ from diffusers import AutoencoderKLWan, WanPipeline
 from torch import Tensor, nn
 
 from examples.tiny_wan import fast, loop
-from examples.tiny_wan.batches import Batch, GridSpec, load_batches, sample_draft
+from examples.tiny_wan.batches import Batch, GridSpec, Wishes, load_batches, sample_draft
 from examples.tiny_wan.model import build_pipeline, save_pipeline
 from examples.tiny_wan.optim import Average, Optimizers
 from examples.tiny_wan.text import bind, encode, pretrain
@@ -41,7 +41,7 @@ def losses(
     noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1))
     text = fast.pad_text(*encode(text_encoder, batch.words))
     marks = nn.functional.pad(batch.phrases, (0, 0, 0, 1))  # the token of the pads
-    rotary = fast.grid_tables(batch.spec.grid, batch.kept, head_dim, clean.device, dtype, batch.spec.window)
+    rotary = fast.grid_tables(batch.spec.grid, batch.kept, head_dim, clean.device, dtype)
     velocity, seen = fast.forward_tokens(transformer, noisy, rotary, 1000 * sigma, *text, marks, dtype, block)
     return focused_error(velocity, noise - clean, batch, focus), grounding(seen, batch)
 
@@ -132,7 +132,8 @@ class Trainer:
 def run_phase(trainer: Trainer, args: argparse.Namespace) -> None:
     """Train for `args.minutes` of wall time, saving every `args.save_minutes`."""
     validation = Validation(args.grid[0], args.device) if args.validate else None
-    batches = load_batches(args.grid, args.seed, args.workers, args.device, dict(args.often))
+    wishes = Wishes(dict(args.often), args.pairs, args.high)
+    batches = load_batches(args.grid, args.seed, args.workers, args.device, wishes)
     for step, progress, batch in loop.pace(batches, args, trainer.save):
         trainer.step(batch, loop.learning_rate_factor(progress, step, args.warmup, args.decay_from))
         if validation and time.monotonic() - validation.last > args.validate:
@@ -159,6 +160,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help="weight of the loss that has tokens of two objects look at their own words")  # fmt: skip
     parser.add_argument("--often", type=_word_and_times, action="append", default=[], metavar="WORD=TIMES",
                         help="a shape or motion to draw so many times as often")  # fmt: skip
+    parser.add_argument("--pairs", type=float, default=0.5, help="share of the scenes with two objects")
+    parser.add_argument("--high", type=float, default=0.3, help="share of the noise levels between 0.85 and 1")
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--validate", type=float, help="seconds between held-out losses, on the first --grid")
     parser.add_argument("--compile", action="store_true", help="torch.compile the block, one graph per grid")

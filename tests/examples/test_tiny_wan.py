@@ -15,13 +15,21 @@ from diffusers import AutoencoderKLWan, WanPipeline
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 
 from examples.tiny_wan import fast, train
-from examples.tiny_wan.batches import GridSpec, clean_tokens, load_batches, sample_draft, sample_sigmas
+from examples.tiny_wan.batches import (
+    GridSpec,
+    Wishes,
+    as_noisy,
+    clean_tokens,
+    load_batches,
+    sample_draft,
+    sample_sigmas,
+)
 from examples.tiny_wan.evaluate import held_out_scenes, score
 from examples.tiny_wan.judge import hits, judge
 from examples.tiny_wan.latents import REFERENCE_GRID, analytic_latents, positions, to_tokens
 from examples.tiny_wan.likeness import described_scene, likeness
 from examples.tiny_wan.model import build_text_encoder, build_tokenizer, build_transformer
-from examples.tiny_wan.sampling import combination_odds, combinations, sample_scene
+from examples.tiny_wan.sampling import combinations, sample_scene
 from examples.tiny_wan.scene_batch import latents_of_rows, nearness_rows, render_rows, scene_rows
 from examples.tiny_wan.scenes import (
     COLOURS,
@@ -246,27 +254,6 @@ def test_kept_frames_equal_the_full_grids():
         )
 
 
-def test_windows_are_parts_of_the_grid_around_the_object():
-    spec = GridSpec.parse("5x8x8@4/2:1:6")
-    assert spec.name == "5x8x8@4/2" and GridSpec.parse("5x8x8:1:6").window is None
-    with pytest.raises(ValueError, match="window of 9 tokens does not fit the grid 5x8x8"):
-        GridSpec.parse("5x8x8@9:1:6")
-    draft = sample_draft(spec, np.random.default_rng(2), odds=combination_odds({"spin": 1e6}))
-    batch, whole = draft.rendered(), replace(spec, window=None)
-    tokens, near = (x.unflatten(axis, (2, 8, 8)) for x, axis in
-                    zip(clean_tokens(draft.rows, whole, draft.kept, "cpu"), (1, 2), strict=True))  # fmt: skip
-    assert len(draft.corners.unique(dim=0)) > 1
-    for clip, (row, column) in enumerate(draft.corners.tolist()):
-        down, right = slice(row, row + 4), slice(column, column + 4)
-        torch.testing.assert_close(batch.tokens[clip], tokens[clip][:, down, right].flatten(0, 2))
-        torch.testing.assert_close(batch.near[clip], near[clip][:, :, down, right].flatten(1))
-    assert not batch.near[:, 1].any() and batch.near[:, 0].sum() > 0.7 * near.sum()
-    torch.testing.assert_close(
-        fast.grid_tables(spec.grid, draft.kept, 32, torch.device("cpu"), torch.float32, 4)[0],
-        fast.rotary_tables(positions(spec.grid).view(5, 8, 8, 3)[list(draft.kept), :4, :4].reshape(-1, 3), 32)[0],
-    )
-
-
 def drawn_scenes():
     """One object and two, pans, stripes, and none."""
     rng = np.random.default_rng(4)
@@ -355,6 +342,23 @@ def test_nearness_covers_every_object_of_any_shape():
         inside = render(bare, times, 32, 32)[:, 0] > 0
         assert (near[inside] > 0.45).all()
         assert 0.02 < near.mean() < 0.6
+
+
+def test_pairs_and_high_noise_are_drawn_as_often_as_wished():
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="spiral"):
+        sample_draft(GridSpec.parse("3x8x8:1:1"), rng, wishes=Wishes({"spiral": 2.0}))
+    spec = GridSpec.parse("3x8x8:1:64")
+    draft = sample_draft(spec, rng, wishes=Wishes({"spin": 1e6}, pairs=1.0, high=1.0))
+    assert all(caption.count("spin") and " and " in caption for caption in draft.captions if caption)
+    full = sample_sigmas(rng, 64, high=1.0)
+    assert full.min() > 0.85
+    # signal to noise doubles with the side: on 8 x 8 tokens 0.85 hides what 0.919 does on 16 x 16
+    assert draft.sigma.min() > 0.73 and (as_noisy(full, spec) < full).all()
+    torch.testing.assert_close(as_noisy(torch.tensor([0.9189]), spec), torch.tensor([0.85]), atol=1e-4, rtol=0)
+    assert torch.equal(as_noisy(full, GridSpec.parse("9x16x16:1:64")), full)
+    singles = sample_draft(spec, rng, wishes=Wishes(pairs=0.0)).captions
+    assert not any(" and " in caption for caption in singles)
 
 
 def test_sigmas_cover_the_range():

@@ -57,10 +57,10 @@ def compare(name: str) -> dict:
     model_name, changes, config, schedule = RUNS[name]
     at = case(model_name)
     alone, shared = at.build(), at.build()
-    diffattn.enable(alone, config, schedule=schedule)
+    diffattn.enable(alone, config, schedule=schedule, impl="torch")
     wanted = run(at, alone, changes)
     parallelize(shared)
-    diffattn.enable(shared, config, schedule=schedule)
+    diffattn.enable(shared, config, schedule=schedule, impl="torch")
     return {"alone": wanted, "shared": run(at, shared, changes), "calls": (calls(alone), calls(shared))}
 
 
@@ -71,7 +71,7 @@ def gradients() -> dict:
         model = at.build()
         if name == "shared":
             parallelize(model)
-        diffattn.enable(model, PyramidConfig(density=0.4), schedule=ALWAYS)
+        diffattn.enable(model, PyramidConfig(density=0.4), schedule=ALWAYS, impl="torch")
         torch.manual_seed(1)
         model(**at.inputs(), return_dict=False)[0].square().mean().backward()
         found[name] = model.blocks[0].attn1.to_q.weight.grad
@@ -83,9 +83,9 @@ def uneven() -> dict:
     """Shares of unequal length: 7 tokens of text."""
     at = case("Flux")
     alone, shared = at.build(), at.build()
-    diffattn.enable(alone, OwnBlockConfig(), schedule=ALWAYS)
+    diffattn.enable(alone, OwnBlockConfig(), schedule=ALWAYS, impl="torch")
     parallelize(shared, ulysses_anything=True)
-    diffattn.enable(shared, OwnBlockConfig(), schedule=ALWAYS)
+    diffattn.enable(shared, OwnBlockConfig(), schedule=ALWAYS, impl="torch")
     return {"alone": run(at, alone, {}), "shared": run(at, shared, {}), "calls": (calls(alone), calls(shared))}
 
 
@@ -93,14 +93,14 @@ def late() -> dict:
     """Context parallelism enabled after diffattn."""
     at, said = case("Flux"), ""
     model = at.build()
-    diffattn.enable(model, OwnBlockConfig(), schedule=ALWAYS)
+    diffattn.enable(model, OwnBlockConfig(), schedule=ALWAYS, impl="torch")
     wanted = run(at, model, FLUX)
     parallelize(model)
     try:
         run(at, model, FLUX)
     except RuntimeError as error:
         said = str(error)
-    diffattn.enable(model, OwnBlockConfig(), schedule=ALWAYS)
+    diffattn.enable(model, OwnBlockConfig(), schedule=ALWAYS, impl="torch")
     return {"alone": wanted, "shared": run(at, model, FLUX), "said": said}
 
 
@@ -109,7 +109,7 @@ def compiled() -> dict:
     at = case("Wan")
     model = at.build()
     parallelize(model)
-    diffattn.enable(model, PyramidConfig(density=0.4), schedule=ONE_DENSE)
+    diffattn.enable(model, PyramidConfig(density=0.4), schedule=ONE_DENSE, impl="torch")
     wanted = run(at, model, {})
     model.compile_repeated_blocks(backend="eager", fullgraph=True)
     return {"alone": wanted, "shared": run(at, model, {}), "calls": calls(model)}

@@ -1,0 +1,33 @@
+"""The part of a plan that some batch entries and heads need."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from .plan import Plan
+from .routed import RoutedRows
+
+
+def part_of(plan: Plan, batch: slice, heads: slice) -> Plan:
+    """The plan of some batch entries and heads, kept for the next call; itself where it is the same for all."""
+
+    def cut(tensor: Tensor | RoutedRows | None) -> Tensor | RoutedRows | None:
+        shared = slice(None)
+        if isinstance(tensor, RoutedRows):
+            return replace(tensor, bits=cut(tensor.bits))
+        if tensor is None or tensor.ndim == 2:
+            return tensor if tensor is None or len(tensor) == 1 else tensor[batch]
+        return tensor[batch if tensor.shape[0] > 1 else shared, heads if tensor.shape[1] > 1 else shared]
+
+    at = ("part", batch.start, batch.stop, heads.start, heads.stop)
+    if plan.shared:
+        return plan
+    if at not in plan._cache:
+        parts = {name: cut(getattr(plan, name)) for name in ("order", "q_rows", "key_mask")}
+        names = ("counts", "indices", "partial")
+        levels = tuple(replace(level, **{name: cut(getattr(level, name)) for name in names}) for level in plan.lists)
+        post = plan.post and replace(plan.post, scale=cut(plan.post.scale), weights=cut(plan.post.weights))
+        plan._cache[at] = replace(plan, **parts, lists=levels, post=post, _cache={})
+    return plan._cache[at]
