@@ -28,7 +28,7 @@ def forward(model, side=32):
 
 
 def run(config, impl="auto", compiled=False, side=32):
-    """Output and the one layer of a model of 1280 tokens, or 5/4 of another side squared, and that of dense attention."""
+    """Output and layer of a model of 1280 tokens, or 5/4 of another side squared, and what dense attention gives."""
     torch._dynamo.reset()
     model = tiny_transformer(layers=1)
     dense = forward(model, side)

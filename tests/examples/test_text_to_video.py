@@ -27,7 +27,7 @@ a blue triangle moves up over a green background
 a yellow circle moves down over a purple background
 """
 SIZES = "--num-inference-steps 1 --num-frames 5 --height 64 --width 64".split()
-SMALL = ["--model", "tiny", "--method", "neighborhood", "--density", "0.4", "--dense-start", "0", *SIZES]
+SMALL = ["--model", "tiny", "--method", "neighborhood", "--density", "0.2", "--dense-start", "0", *SIZES]
 
 
 @pytest.fixture
