@@ -35,8 +35,7 @@ def head_job(
         scratch ([`Scratch`]): of the thread that makes the job.
     """
     form = softmax_form(query)
-    keys = _rows(key, plan, form.key_dtype or key.dtype, scratch, "keys")
-    values = _rows(value, plan, value.dtype, scratch, "values")
+    keys, values = (_rows(tensor, plan, scratch, name) for name, tensor in (("keys", key), ("values", value)))
     parts = [part_of(plan, slice(0, 1), slice(head, head + 1)) for head in range(query.shape[2])]
     works = [worklist(part, (1, 1, _tokens(part).numel()), keys, form.scored) for part in parts]
     granules = works[0].granules(keys), works[0].granules(values)
@@ -66,11 +65,10 @@ def head_job(
     return run
 
 
-def _rows(tokens: Tensor, plan: Plan, dtype: torch.dtype, scratch: Scratch, name: str) -> Tensor:
+def _rows(tokens: Tensor, plan: Plan, scratch: Scratch, name: str) -> Tensor:
     """The KV rows `(1, 1, Rkv, D)` of tokens `(1, S, 1, D)`, contiguous."""
     rows = build_pyramid(tokens, plan)
-    done = rows.is_contiguous() and rows.dtype == dtype
-    return rows if done else scratch(name, dtype, *rows.shape).copy_(rows)
+    return rows if rows.is_contiguous() else scratch(name, rows.dtype, *rows.shape).copy_(rows)
 
 
 def _tokens(plan: Plan) -> Tensor:

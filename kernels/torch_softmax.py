@@ -22,13 +22,11 @@ class SoftmaxForm:
             in float32 or wider. What a row without any key gives is not defined.
         lead (`tuple[int, ...]`): dimensions that the form wants between.
         scored (`bool`): whether all scores are written to memory.
-        key_dtype (`torch.dtype`, *optional*): of keys that it need not convert; default: that of the queries.
     """
 
     attention: Callable[..., tuple[Tensor, Tensor]]
     lead: tuple[int, ...] = ()
     scored: bool = True
-    key_dtype: torch.dtype | None = None
 
 
 def softmax_form(query: Tensor) -> SoftmaxForm:
@@ -75,7 +73,7 @@ def _mixed(query, key, value, mask, scale, scratch: Scratch):
     process.
     """
     shape = (*query.shape[:2], key.shape[1])
-    wide = key if key.dtype == torch.float32 else scratch("wide key", torch.float32, *key.shape).copy_(key)
+    wide = scratch("wide key", torch.float32, *key.shape).copy_(key)
     scores, probs = scratch("scores", torch.float32, *shape), scratch("probs", torch.bfloat16, *shape)
     beta, mask = (0, scores) if mask is None else (1, mask.float())
     torch.baddbmm(mask, query.float(), wide.mT, beta=beta, alpha=scale, out=scores)
@@ -94,5 +92,5 @@ def _public(query, key, value, mask, scale, scratch):
 
 
 FLASH = SoftmaxForm(_flash_cpu, (1,), scored=False)
-MIXED = SoftmaxForm(_mixed, key_dtype=torch.float32)
+MIXED = SoftmaxForm(_mixed)
 PUBLIC = SoftmaxForm(_public)
