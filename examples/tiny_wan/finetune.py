@@ -14,7 +14,9 @@ from pathlib import Path
 
 import torch
 from diffusers import WanPipeline
-from peft import LoraConfig, get_peft_model_state_dict
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import diffattn
@@ -38,13 +40,21 @@ def grid_of(frames: int, side: int) -> tuple[int, int, int]:
     return (frames - 1) // 4 + 1, side // 8, side // 8
 
 
-def prepare(pipe: WanPipeline, method: str, density: float | None, rank: int) -> list[nn.Parameter]:
-    """Freeze what is not trained, add the LoRA, turn the method on; returns the parameters to train."""
+def prepare(
+    pipe: WanPipeline, method: str, density: float | None, rank: int, lora: Path | None = None
+) -> list[nn.Parameter]:
+    """Freeze what is not trained, add the LoRA, turn the method on; returns the parameters to train.
+
+    The LoRA starts from the one in the folder `lora`, or as zero.
+    """
     transformer = pipe.transformer
     pipe.text_encoder.requires_grad_(False)
     transformer.train().requires_grad_(rank == 0)
     if rank:
         transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=PROJECTIONS))
+    if lora:
+        weights = load_file(lora / LORA_WEIGHT_NAME_SAFE)
+        set_peft_model_state_dict(transformer, {name.removeprefix("transformer."): w for name, w in weights.items()})
     if method != "dense":
         options = {} if density is None else {"density": density}
         diffattn.enable(transformer, diffattn.config(method, **options), schedule=EVERY_CALL)
@@ -105,12 +115,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--method", default="radial", help="radial, vmoba, ...; or dense, to compare with")
     parser.add_argument("--density", type=float, help="share of the query-key products; default: the method's")
     parser.add_argument("--rank", type=int, default=16, help="of the LoRA on q, k, v, o; 0 trains all weights")
+    parser.add_argument("--resume", type=Path, help="folder of a LoRA of the same rank to go on from")
     parser.add_argument("--frames", type=int, default=33, help="of a clip; 65 is twice the length")
     parser.add_argument("--side", type=int, default=128, help="pixels")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--focus", type=float, default=0.0, help="how much more the tokens around objects weigh")
     loop.add_arguments(parser, minutes=10.0, lr=1e-3)  # 5e-4 suits --rank 0
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.resume and not (args.rank and (args.resume / LORA_WEIGHT_NAME_SAFE).is_file()):
+        parser.error(
+            f"--resume goes on with a LoRA, of --rank 1 or more: is there {args.resume / LORA_WEIGHT_NAME_SAFE}?"
+        )
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -118,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     loop.set_up(args)
     pipe = WanPipeline.from_pretrained(args.folder).to(args.device)
-    trained = prepare(pipe, args.method, args.density, args.rank)
+    trained = prepare(pipe, args.method, args.density, args.rank, args.resume)
     print(f"{sum(map(torch.numel, trained)):,} parameters to train")
     steps = train(pipe, trained, args)
     if args.method != "dense":

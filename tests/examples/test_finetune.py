@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
+from safetensors.torch import load_file
 
 import diffattn
 from examples.tiny_wan import decoder, finetune
@@ -99,6 +100,16 @@ def test_a_lora_changes_the_model_and_only_with_it(folder, tmp_path, method):
     diffattn.enable(pipe, tmp_path)
     velocity(pipe)
     assert method in str(diffattn.summary(pipe)) and diffattn.summary(pipe).density < 0.7
+
+
+def test_a_lora_goes_on_from_another(folder, tmp_path):
+    run(folder, tmp_path / "one", "--method", "dense", "--rank", "2")
+    run(folder, tmp_path / "two", "--method", "dense", "--rank", "2", "--resume", str(tmp_path / "one"), "--lr", "0")
+    one, two = (load_file(tmp_path / name / "pytorch_lora_weights.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert any(weights.any() for name, weights in one.items() if "lora_B" in name)
+    with pytest.raises(SystemExit):
+        run(folder, tmp_path / "three", "--rank", "0", "--resume", str(tmp_path / "one"))
 
 
 def test_all_weights_give_a_pipeline_with_its_method_beside_it(folder, tmp_path):
