@@ -69,8 +69,9 @@ def _share(job: Callable[[Slab, Scratch], Callable], slabs: list[Slab], device: 
     def run(_: int) -> None:
         scratch = Scratch(device)
         for slab in queue:
-            started.append(job(slab, scratch))
-            started[-1](scratch)
+            mine = job(slab, scratch)
+            started.append(mine)
+            mine(scratch)  # to its end, for the next job takes its memory
         for other in list(started):  # no head is left: help those who still have some of theirs
             other(scratch)
 

@@ -25,7 +25,7 @@ def head_job(
     """What writes the attention of one batch entry and one KV head to `out` and `lse`, chunk after chunk.
 
     Several threads may call it at once, each with its own scratch: whoever is free takes the next chunk. It reads
-    keys and values from `scratch`, until the next job is made with that.
+    keys and values from `scratch`, and must have ended before the next job is made with that.
 
     Args:
         query, out (`torch.Tensor`): `(1, S, G, D)`, the heads that share the KV head.
