@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from examples.tiny_wan.latents import PATCH, normalise, to_tokens
 from examples.tiny_wan.model import SHIFT
 from examples.tiny_wan.sampling import combination_odds, sample_scene
-from examples.tiny_wan.scene_batch import latents_of_rows, nearness_rows, scene_rows
+from examples.tiny_wan.scene_batch import latents_of_rows, masks_of_rows, nearness_rows, scene_rows
 from examples.tiny_wan.scenes import frame_times
 from examples.tiny_wan.text import phrase_marks, token_ids
 
@@ -72,10 +72,11 @@ def sample_frames(spec: GridSpec, rng: np.random.Generator) -> tuple[int, ...]:
     return tuple(np.sort(rng.permutation(spec.grid[0])[: spec.frames]).tolist())
 
 
-def clean_tokens(rows: Tensor, spec: GridSpec, kept: tuple[int, ...], device: Device) -> tuple[Tensor, Tensor]:
-    """Clean tokens (B, N, C) of scenes rendered on `device`, and how near they are to each object (B, 2, N).
+def clean_tokens(rows: Tensor, spec: GridSpec, kept: tuple[int, ...], device: Device) -> tuple[Tensor, Tensor, Tensor]:
+    """Clean tokens (B, N, C) of scenes rendered on `device`, how near they are to each object (B, 2, N), and masks.
 
-    Only the kept frames are rendered.
+    Those are the share of each of a token's latent pixels that shows each object, (B, N, 2 P P). Only the kept frames
+    are rendered.
     """
     frames, height, width = spec.grid
     later = [frame for frame in kept if frame]
@@ -84,16 +85,22 @@ def clean_tokens(rows: Tensor, spec: GridSpec, kept: tuple[int, ...], device: De
     times = frame_times(4 * (frames - 1) + 1)[index].to(device, non_blocking=True)
     skip = len(later) - len(kept) + 1
     latents = normalise(latents_of_rows(rows, times, 4 * PATCH * height, 4 * PATCH * width))[:, :, skip:]
-    near = nearness_rows(rows, times, height, width)
-    near = torch.cat([near[:, :, :1], near[:, :, 1:].unflatten(2, (-1, 4)).mean(3)], 2)[:, :, skip:]
-    return to_tokens(latents), near.flatten(2)
+    near = _of_chunks(nearness_rows(rows, times, height, width))[:, :, skip:]
+    masks = _of_chunks(masks_of_rows(rows, times, PATCH * height, PATCH * width))[:, :, skip:]
+    return to_tokens(latents), near.flatten(2), to_tokens(masks)
+
+
+def _of_chunks(frames: Tensor) -> Tensor:
+    """(B, C, 1 + 4n, H, W) -> (B, C, 1 + n, H, W): the first frame and means of four."""
+    return torch.cat([frames[:, :, :1], frames[:, :, 1:].unflatten(2, (-1, 4)).mean(3)], 2)
 
 
 @dataclass(frozen=True)
 class Batch:
     """Clean `tokens` (B, N, C) of the frames `kept`, their captions, as `words` (B, 28) too, and noise levels (B,).
 
-    `near` (B, 2, N) is 1 around each object and 0 elsewhere; `phrases` (B, 28, 2) are the `phrase_marks`.
+    `near` (B, 2, N) is 1 around each object and 0 elsewhere, `masks` (B, N, 8) the share of each of a token's four
+    latent pixels that shows each object; `phrases` (B, 28, 2) are the `phrase_marks`.
     """
 
     spec: GridSpec
@@ -104,11 +111,12 @@ class Batch:
     sigma: Tensor
     tokens: Tensor
     near: Tensor
+    masks: Tensor
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A batch whose scenes are rows of numbers (B, 36), still to be rendered."""
+    """A batch whose scenes are rows of numbers (B, 34), still to be rendered."""
 
     spec: GridSpec
     captions: list[str]
@@ -126,8 +134,8 @@ class Draft:
     def rendered(self, device: Device = "cpu") -> Batch:
         """The batch on `device`."""
         words, phrases, sigma = (part.to(device, non_blocking=True) for part in (self.words, self.phrases, self.sigma))
-        tokens, near = clean_tokens(self.rows, self.spec, self.kept, device)
-        return Batch(self.spec, self.captions, words, phrases, self.kept, sigma, tokens, near)
+        seen = clean_tokens(self.rows, self.spec, self.kept, device)
+        return Batch(self.spec, self.captions, words, phrases, self.kept, sigma, *seen)
 
 
 @dataclass(frozen=True)

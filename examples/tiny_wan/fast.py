@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from examples.tiny_wan.latents import positions
 
 EXPLICIT_BELOW = 800  # tokens up to which a materialised softmax beats SDPA on a CPU
+FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def rotary_tables(positions: Tensor, head_dim: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
@@ -47,12 +49,29 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Dense attention, (B, N, H, D) -> (B, N, H * D)."""
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-    if query.is_cuda or query.shape[2] > EXPLICIT_BELOW:
+    if query.is_cuda:
         out = F.scaled_dot_product_attention(query, key, value)
+    elif query.shape[2] > EXPLICIT_BELOW:
+        out = _ForwardInFloat32.apply(query, key, value)
     else:
         scores = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)
         out = scores.softmax(-1) @ value
     return out.transpose(1, 2).flatten(2)
+
+
+class _ForwardInFloat32(torch.autograd.Function):
+    """SDPA on a CPU: forward in float32, backward in the inputs' dtype, as in bf16 each is the faster of the two."""
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out, lse = FLASH(query.float(), key.float(), value.float())
+        out = out.to(query.dtype)
+        ctx.save_for_backward(query, key, value, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return FLASH_BACKWARD(grad, *ctx.saved_tensors, 0.0, False)
 
 
 def _even_first(channels: Tensor, heads: int) -> Tensor:
@@ -132,22 +151,27 @@ def forward_tokens(
     marks: Tensor,
     dtype: torch.dtype = torch.float32,
     block: Callable[..., tuple[Tensor, Tensor]] = block,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Velocity of noisy `tokens` (B, N, P P C), fp32, with `rotary` tables (N, D / 2), `timestep` (B,) in [0, 1000].
 
-    Also returns the attention of each layer to the marked words, (layers, B, N, M) for `marks` (B, L, M). `block` may
-    be a compiled version of this module's.
+    Also returns the attention of each layer to the marked words, (layers, B, N, M) for `marks` (B, L, M), and the
+    hidden states (B, N, width) after two thirds of the layers. `block` may be a compiled version of this module's.
     """
     cos, sin = (table.unsqueeze(1).to(dtype) for table in rotary)
     weight = model.patch_embedding.weight.permute(0, 2, 3, 4, 1).flatten(1)
     x = F.linear(tokens.to(dtype), weight.to(dtype), model.patch_embedding.bias.to(dtype))
     temb, time, text, _ = model.condition_embedder(timestep, text)
-    marked = []
+    hidden, marked = [], []
     for layer in model.blocks:
         x, seen = block(layer, x, text, log_count, marks, time.unflatten(1, (6, -1)), cos, sin)
+        hidden.append(x)
         marked.append(seen)
     shift, scale = (model.scale_shift_table + temb.unsqueeze(1)).chunk(2, 1)
-    return model.proj_out(_modulated(x.float(), model.norm_out.eps, shift, scale)), torch.stack(marked)
+    return (
+        model.proj_out(_modulated(x.float(), model.norm_out.eps, shift, scale)),
+        torch.stack(marked),
+        hidden[2 * len(hidden) // 3 - 1],
+    )
 
 
 def pad_text(embeddings: Tensor, mask: Tensor, length: int = 512) -> tuple[Tensor, Tensor]:

@@ -5,15 +5,19 @@ operator, from the first step on and in every layer. The result is a LoRA for `p
 `--rank 0`, which trains all weights, a pipeline folder; a `diffattn_config.json` for `diffattn.enable(pipe, out)` lies
 beside it.
 
+With `--distil` the target is not the data but what the model that training starts from says with dense attention: the
+same for the same noise, so that far fewer clips tell what sparse attention changed.
+
 With `--frames 65` clips are twice as long as those that the model knows: the same scenes, whose motions take the whole
 clip as before, in twice as many frames.
 """
 
 import argparse
+import copy
 from pathlib import Path
 
 import torch
-from diffusers import WanPipeline
+from diffusers import WanPipeline, WanTransformer3DModel
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
@@ -68,16 +72,27 @@ def encode_words(pipe: WanPipeline, words: Tensor) -> Tensor:
     return nn.functional.pad(embeddings * mask.unsqueeze(-1), (0, 0, 0, TEXT_TOKENS - words.shape[1]))
 
 
-def velocity_loss(pipe: WanPipeline, batch: Batch, focus: float = 0.0) -> Tensor:
-    """Mean squared error of the velocity (noise - data), by the transformer's own forward; `focus` as in train.py."""
+def velocity_loss(
+    pipe: WanPipeline, batch: Batch, focus: float = 0.0, teacher: WanTransformer3DModel | None = None
+) -> Tensor:
+    """Mean squared error of the velocity, by the transformer's own forward; `focus` as in train.py.
+
+    The goal is noise - data, or what the `teacher` says.
+    """
     clean = from_tokens(batch.tokens, batch.spec.grid)
     sigma, noise = batch.sigma, torch.randn_like(clean)
-    noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1))
-    velocity = pipe.transformer(noisy, 1000 * sigma, encode_words(pipe, batch.words), return_dict=False)[0]
-    return focused_error(to_tokens(velocity.float()), to_tokens(noise - clean), batch, focus)
+    inputs = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1)), 1000 * sigma, encode_words(pipe, batch.words)
+    goal = noise - clean
+    if teacher:
+        with torch.no_grad():
+            goal = teacher(*inputs, return_dict=False)[0].float()
+    velocity = pipe.transformer(*inputs, return_dict=False)[0].float()
+    return focused_error(to_tokens(velocity), to_tokens(goal), batch, focus)
 
 
-def train(pipe: WanPipeline, trained: list[nn.Parameter], args: argparse.Namespace) -> int:
+def train(
+    pipe: WanPipeline, trained: list[nn.Parameter], args: argparse.Namespace, teacher: WanTransformer3DModel | None
+) -> int:
     """AdamW for `args.minutes`, the rate falling from half of them on; returns the number of steps."""
     fused = pipe.transformer.device.type == "cuda"
     optimizer = torch.optim.AdamW(trained, args.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=fused)
@@ -87,7 +102,7 @@ def train(pipe: WanPipeline, trained: list[nn.Parameter], args: argparse.Namespa
         rate = args.lr * loop.learning_rate_factor(progress, step, 20, 0.5)
         optimizer.param_groups[0]["lr"] = rate
         with torch.autocast(pipe.transformer.device.type, torch.bfloat16, enabled=args.bf16):
-            loss = velocity_loss(pipe, batch, args.focus)
+            loss = velocity_loss(pipe, batch, args.focus, teacher)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -120,6 +135,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=128, help="pixels")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--focus", type=float, default=0.0, help="how much more the tokens around objects weigh")
+    parser.add_argument("--distil", action="store_true", help="the goal is the dense model's velocity, not the data's")
     loop.add_arguments(parser, minutes=10.0, lr=1e-3)  # 5e-4 suits --rank 0
     args = parser.parse_args(argv)
     if args.resume and not (args.rank and (args.resume / LORA_WEIGHT_NAME_SAFE).is_file()):
@@ -134,9 +150,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     loop.set_up(args)
     pipe = WanPipeline.from_pretrained(args.folder).to(args.device)
+    teacher = copy.deepcopy(pipe.transformer).requires_grad_(False) if args.distil else None
     trained = prepare(pipe, args.method, args.density, args.rank, args.resume)
     print(f"{sum(map(torch.numel, trained)):,} parameters to train")
-    steps = train(pipe, trained, args)
+    steps = train(pipe, trained, args, teacher)
     if args.method != "dense":
         print(diffattn.summary(pipe))
     diffattn.disable(pipe)

@@ -55,11 +55,14 @@ class Muon(torch.optim.Optimizer):
 class Optimizers:
     """Muon on `transformer.blocks` matrices and AdamW on everything else, stepped as one."""
 
-    def __init__(self, transformer: nn.Module, text_encoder: nn.Module, lr: float, text_lr: float) -> None:
+    def __init__(
+        self, transformer: nn.Module, text_encoder: nn.Module, reader: nn.Module, lr: float, text_lr: float
+    ) -> None:
         matrices = [p for p in transformer.blocks.parameters() if p.ndim == 2]
         chosen = {id(p) for p in matrices}
         rest = [p for p in transformer.parameters() if id(p) not in chosen]
         groups = [{"params": rest, "lr": lr}, {"params": list(text_encoder.parameters()), "lr": text_lr}]
+        groups.append({"params": list(reader.parameters()), "lr": lr})
         fused = matrices[0].is_cuda
         adam = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=fused)
         self.parts = [Muon(matrices, lr), adam]

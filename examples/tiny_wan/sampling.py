@@ -87,10 +87,7 @@ def _draw_item(rng: np.random.Generator, attributes: tuple[str, str, str, str], 
         low, high = before - min(moves), 1 - after - max(moves)
         middle, half = (low + high) / 2, max((high - low) / 2, 0.0)
         start.append(middle + rng.uniform(-1, 1) * half * (1.0 if any(moves) else spread))
-    # From a fixed angle a frame cannot tell how far a turn has come, for positions in time are relative.
-    # A generator of its own leaves all else as it was drawn before there were angles.
-    angle = rng.spawn(1)[0].uniform(0, 2 * math.pi) if motion == "spin" else 0.0
-    return Item(shape, colour, motion, size, radius, (start[0], start[1]), travel, angle)
+    return Item(shape, colour, motion, size, radius, (start[0], start[1]), travel)
 
 
 _MOMENTS = np.linspace(0, 1, 17, dtype=np.float32)

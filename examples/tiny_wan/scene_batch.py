@@ -10,15 +10,15 @@ from examples.tiny_wan.latents import analytic_latents
 from examples.tiny_wan.scenes import COLOURS, HOPS, PAN_TRAVEL, PANS, SHAPES, Scene, outline_distance
 
 OBJECTS = 2
-# Of the ground: colour (3), gradient (2), wave (4), pan (1). Of an object: shape (1), colour (3), `Item.course` (9).
-GROUND, OBJECT = 10, 13
-ABSENT = (-1.0, 0.0, 0.0, 0.0, -9.0, *(0.0,) * 8)  # no shape, far outside
+# Of the ground: colour (3), gradient (2), wave (4), pan (1). Of an object: shape (1), colour (3), `Item.course` (8).
+GROUND, OBJECT = 10, 12
+ABSENT = (-1.0, 0.0, 0.0, 0.0, -9.0, *(0.0,) * 7)  # no shape, far outside
 CHUNK = 2**24  # pixels rendered at a time on an accelerator: a few of its tensors take less than 3 GB
 NEAR = 1.5  # how far around its centre an object is near, in its radii
 
 
 def scene_rows(scenes: list[Scene]) -> Tensor:
-    """(B, 36) float32: one row of numbers for each scene of up to two objects."""
+    """(B, 34) float32: one row of numbers for each scene of up to two objects."""
     rows = []
     for scene in scenes:
         row = [*COLOURS[scene.background], *scene.gradient, *scene.wave, PANS[scene.pan] * PAN_TRAVEL]
@@ -59,11 +59,11 @@ def _ground(rows: Tensor, times: Tensor, height: int, width: int) -> Tensor:
 
 def _cover(shapes: list[int], columns: Tensor, times: Tensor, height: int, width: int, scale: float = 1.0) -> Tensor:
     """(B, T, H, W): how much of each pixel an object covers; `scale` multiplies its radius."""
-    shape, _, _, _, x, y, dx, dy, hop, radius, growth, angle, turn = columns.view(-1, OBJECT, 1, 1, 1).unbind(1)
+    shape, _, _, _, x, y, dx, dy, hop, radius, growth, turn = columns.view(-1, OBJECT, 1, 1, 1).unbind(1)
     time = times.view(-1, 1, 1)
     right = _centres(width, times.device) - (x + dx * time)
     below = _centres(height, times.device).view(-1, 1) - (y + dy * time - hop * (HOPS * math.pi * time).sin().abs())
-    radius, turned = scale * (radius + growth * time), angle + turn * time
+    radius, turned = scale * (radius + growth * time), turn * time
     cos, sin = turned.cos(), turned.sin()
     distance = None
     for index in shapes:
@@ -75,7 +75,7 @@ def _cover(shapes: list[int], columns: Tensor, times: Tensor, height: int, width
 
 
 def render_rows(rows: Tensor, times: Tensor, height: int, width: int) -> Tensor:
-    """Scenes (B, 36), in the memory of the host, at `times` (T,): (B, T, 3, H, W) on the device of `times`."""
+    """Scenes (B, 34), in the memory of the host, at `times` (T,): (B, T, 3, H, W) on the device of `times`."""
     there = rows.to(times.device, non_blocking=True)
     # Where no camera pans, one frame of the ground does for all.
     clips = _ground(there, times if rows[:, GROUND - 1].any() else times[:1], height, width)
@@ -92,6 +92,15 @@ def nearness_rows(rows: Tensor, times: Tensor, height: int, width: int) -> Tenso
     for place, _, columns in _objects(rows, rows.to(times.device, non_blocking=True)):
         near[:, place] = _cover([SHAPES.index("circle")], columns, times, height, width, NEAR)
     return near
+
+
+def masks_of_rows(rows: Tensor, times: Tensor, height: int, width: int) -> Tensor:
+    """(B, 2, T, height, width): how much of each pixel shows each object; the second hides the first."""
+    masks = torch.zeros(len(rows), OBJECTS, len(times), height, width, device=times.device)
+    for place, shapes, columns in _objects(rows, rows.to(times.device, non_blocking=True)):
+        masks[:, place] = _cover(shapes, columns, times, height, width)
+    masks[:, 0] *= 1 - masks[:, 1]
+    return masks
 
 
 def latents_of_rows(rows: Tensor, times: Tensor, height: int, width: int) -> Tensor:

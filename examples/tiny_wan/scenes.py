@@ -52,10 +52,7 @@ WORDS = tuple(dict.fromkeys(WORDS))
 
 @dataclass(frozen=True)
 class Item:
-    """One object; lengths are fractions of the frame side, y points down.
-
-    `start` is its centre and `angle` its turn, in radians, at time 0.
-    """
+    """One object; lengths are fractions of the frame side, y points down, `start` is its centre at time 0."""
 
     shape: str
     colour: str
@@ -64,25 +61,24 @@ class Item:
     radius: float = 0.17
     start: tuple[float, float] = (0.5, 0.5)
     travel: float = 0.4
-    angle: float = 0.0
 
     def name(self) -> str:
         """Its noun phrase without an article."""
         return " ".join(word for word in (self.size, self.colour, self.shape) if word)
 
     def course(self, pan: str = "") -> tuple[float, ...]:
-        """Start x and y, drift in x and y, height of a hop, radius at first, its growth, angle at first, its turn."""
+        """Start x and y, drift in x and y, height of a hop, radius at first, its growth, turn in radians."""
         dx, dy = DIRECTIONS.get(self.motion, (0.0, 0.0))
         low, high = GROWTH if self.motion == "grow" else (1.0, 1.0)
         drift = dx * self.travel - PANS[pan] * PAN_TRAVEL, dy * self.travel
         hop, turn = self.travel * (self.motion == "bounce"), SPIN * (self.motion == "spin")
-        return *self.start, *drift, hop, low * self.radius, (high - low) * self.radius, self.angle, turn
+        return *self.start, *drift, hop, low * self.radius, (high - low) * self.radius, turn
 
     def at(self, time: Tensor, pan: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Centre x and y, radius and angle at `time`, each of its shape."""
-        x, y, dx, dy, hop, radius, growth, angle, turn = self.course(pan)
+        x, y, dx, dy, hop, radius, growth, turn = self.course(pan)
         hops = hop * torch.sin(HOPS * math.pi * time).abs()
-        return x + dx * time, y + dy * time - hops, radius + growth * time, angle + turn * time
+        return x + dx * time, y + dy * time - hops, radius + growth * time, turn * time
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,27 @@ def test_the_loss_runs_through_the_sparse_operator(folder):
     assert gap > 0.05
 
 
+def test_a_distilled_goal_is_the_dense_models_velocity(folder):
+    pipe = WanPipeline.from_pretrained(folder)
+    teacher = WanPipeline.from_pretrained(folder).transformer
+    batch = next(iter(load_batches([GridSpec((3, 8, 8), 3, 1.0, 1)], 0, 0)))
+    with torch.no_grad():
+        finetune.prepare(pipe, "radial", 1.0, rank=2)
+        assert finetune.velocity_loss(pipe, batch).item() > 0.5
+        assert finetune.velocity_loss(pipe, batch, teacher=teacher).item() < 1e-8
+        diffattn.enable(pipe, diffattn.config("radial", density=0.4), schedule=finetune.EVERY_CALL)
+        assert 1e-6 < finetune.velocity_loss(pipe, batch, teacher=teacher).item() < 0.5
+
+
+def test_distillation_starts_with_little_to_teach(folder, tmp_path, monkeypatch):
+    losses, loss = [], finetune.velocity_loss
+    monkeypatch.setattr(finetune, "velocity_loss", lambda *inputs: losses.append(loss(*inputs)) or losses[-1])
+    for options in (["--distil"], ["--distil", "--method", "dense"], ["--method", "dense"]):
+        run(folder, tmp_path, "--density", "0.4", "--rank", "2", *options)
+    sparse, dense, data = (losses[step].item() for step in (0, 2, 4))
+    assert dense < 1e-8 < 1e-6 < sparse < 0.5 < data
+
+
 def test_focus_weighs_the_tokens_around_objects():
     near = torch.zeros(1, 2, 4)
     near[0, 1, 3] = 1
