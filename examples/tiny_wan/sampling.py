@@ -66,7 +66,10 @@ def _reaches(shape: str, motion: str, radius: float) -> tuple[tuple[float, float
     return tuple((margin + radius * low, margin + radius * high) for low, high in (left_right, up_down))
 
 
-def _draw_item(rng: np.random.Generator, attributes: tuple[str, str, str, str], alone: bool, pan: str) -> Item:
+def _draw_item(
+    rng: np.random.Generator, attributes: tuple[str, str, str, str], alone: bool, pan: str, column: float = 0.5
+) -> Item:
+    """`column` is where the middle of the course of one of two objects is, from left to right."""
     shape, colour, motion, _ = attributes
     sizes = list(SIZES) if alone else ["small", ""]
     size = sizes[rng.integers(len(sizes))]
@@ -75,7 +78,6 @@ def _draw_item(rng: np.random.Generator, attributes: tuple[str, str, str, str], 
     if motion == "grow":
         radius = min(radius, 0.18)
     reaches = _reaches(shape, motion, radius)
-    spread = 0.08 if alone else 1.0
     start = []
     for axis, (before, after) in enumerate(reaches):
         # From where to where the centre goes on this axis, as seen from its start.
@@ -85,11 +87,17 @@ def _draw_item(rng: np.random.Generator, attributes: tuple[str, str, str, str], 
         if axis == 1 and motion == "bounce":
             moves[1] = -travel
         low, high = before - min(moves), 1 - after - max(moves)
-        middle, half = (low + high) / 2, max((high - low) / 2, 0.0)
-        start.append(middle + rng.uniform(-1, 1) * half * (1.0 if any(moves) else spread))
+        middle, half, shift = (low + high) / 2, max((high - low) / 2, 0.0), rng.uniform(-1, 1)
+        if alone:
+            start.append(middle + shift * half * (1.0 if any(moves) else 0.08))
+        else:
+            goal = (column if axis == 0 else 0.5) + 0.15 * shift - sum(moves) / 2
+            start.append(float(np.clip(goal, middle - half, middle + half)))
     return Item(shape, colour, motion, size, radius, (start[0], start[1]), travel)
 
 
+# Of two objects the one named first is on the left. Were either anywhere, nothing would tell noise where to put which.
+COLUMNS = (0.3, 0.7)
 _MOMENTS = np.linspace(0, 1, 17, dtype=np.float32)
 _HOPS = np.abs(np.sin(HOPS * math.pi * _MOMENTS))
 
@@ -129,7 +137,7 @@ def sample_scene(
         if other[3] == background and other[1] != first[1] and not (pan and other[2] in ("left", "right")):
             wanted.append(other)
     for _ in range(40):
-        items = [_draw_item(rng, each, count == 1, pan) for each in wanted]
+        items = [_draw_item(rng, each, count == 1, pan, column) for each, column in zip(wanted, COLUMNS, strict=False)]
         if count == 1 or _apart(items, pan):
             break
     return Scene(tuple(items), background, texture, pan, *_draw_ground(rng, texture))
