@@ -67,9 +67,9 @@ def _reaches(shape: str, motion: str, radius: float) -> tuple[tuple[float, float
 
 
 def _draw_item(
-    rng: np.random.Generator, attributes: tuple[str, str, str, str], alone: bool, pan: str, column: float = 0.5
+    rng: np.random.Generator, attributes: tuple[str, str, str, str], alone: bool, pan: str, column: float
 ) -> Item:
-    """`column` is where the middle of the course of one of two objects is, from left to right."""
+    """`column` is where from left to right, 0 to 1, one of two objects is in the middle of its course."""
     shape, colour, motion, _ = attributes
     sizes = list(SIZES) if alone else ["small", ""]
     size = sizes[rng.integers(len(sizes))]

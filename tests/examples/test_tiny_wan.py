@@ -212,6 +212,26 @@ def test_fast_forward_equals_the_stock_transformer():
     torch.testing.assert_close(seen.sum(-1), torch.ones(6, 2, 48))
 
 
+@pytest.mark.parametrize(("dtype", "budget"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_attention_and_its_gradients_equal_sdpa_in_float64(dtype, budget):
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(2, fast.EXPLICIT_BELOW + 9, 2, 32, generator=generator).to(dtype) for _ in range(4)]
+    results = []
+    for kind in (dtype, torch.float64):
+        *qkv, grad = (x.detach().to(kind) for x in inputs)
+        query, key, value = (x.requires_grad_() for x in qkv)
+        if kind == dtype:
+            out = fast.attention(query, key, value)
+        else:
+            exact = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value)))
+            out = exact.transpose(1, 2).flatten(2)
+        out.backward(grad.flatten(2))
+        results.append([out.detach(), query.grad, key.grad, value.grad])
+    assert results[0][0].dtype == dtype
+    for ours, wanted in zip(*results, strict=True):
+        assert (ours.double() - wanted).norm() < budget * wanted.norm()
+
+
 def test_grounding_asks_only_tokens_of_one_of_two_objects():
     near = torch.tensor([[[1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0]]] * 2)  # the first, both, the second, neither
     phrases = torch.zeros(2, LONGEST, 2)
