@@ -1,9 +1,9 @@
 """Fine-tune a pipeline folder through sparse attention; `python -m examples.tiny_wan.finetune --help`.
 
 `diffattn.enable` on the stock transformer, and then an ordinary training loop: the gradients flow through the sparse
-operator, from the first step on and in every layer. The result is a LoRA for `pipe.load_lora_weights(out)`, or with
-`--rank 0`, which trains all weights, a pipeline folder; a `diffattn_config.json` for `diffattn.enable(pipe, out)` lies
-beside it.
+operator, from the first step on, in every layer and at every noise level, also where --dense-start has sampling be
+dense. The result is a LoRA for `pipe.load_lora_weights(out)`, or with `--rank 0`, which trains all weights, a pipeline
+folder; a `diffattn_config.json` for `diffattn.enable(pipe, out)` lies beside it.
 
 With `--distil` the target is not the data but what the model that training starts from says with dense attention: the
 same for the same noise, so that far fewer clips tell what sparse attention changed.
@@ -14,6 +14,7 @@ clip as before, in twice as many frames.
 
 import argparse
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -119,7 +120,7 @@ def save(pipe: WanPipeline, args: argparse.Namespace) -> None:
         save_pipeline(pipe, args.out)
     if args.method != "dense":
         options = {} if args.density is None else {"density": args.density}
-        diffattn.config(args.method, **options).save_pretrained(args.out, EVERY_CALL)
+        diffattn.config(args.method, **options).save_pretrained(args.out, args.schedule)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -129,6 +130,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for the LoRA or the pipeline")
     parser.add_argument("--method", default="radial", help="radial, vmoba, ...; or dense, to compare with")
     parser.add_argument("--density", type=float, help="share of the query-key products; default: the method's")
+    parser.add_argument("--dense-start", type=float, default=0.0,
+                        help="share of the first sampling steps that stay dense, written into the config")  # fmt: skip
     parser.add_argument("--rank", type=int, default=16, help="of the LoRA on q, k, v, o; 0 trains all weights")
     parser.add_argument("--resume", type=Path, help="folder of a LoRA of the same rank to go on from")
     parser.add_argument("--frames", type=int, default=33, help="of a clip; 65 is twice the length")
@@ -138,6 +141,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--distil", action="store_true", help="the goal is the dense model's velocity, not the data's")
     loop.add_arguments(parser, minutes=10.0, lr=1e-3)  # 5e-4 suits --rank 0
     args = parser.parse_args(argv)
+    args.schedule = replace(EVERY_CALL, dense_start=args.dense_start)
     if args.resume and not (args.rank and (args.resume / LORA_WEIGHT_NAME_SAFE).is_file()):
         parser.error(
             f"--resume goes on with a LoRA, of --rank 1 or more: is there {args.resume / LORA_WEIGHT_NAME_SAFE}?"

@@ -18,6 +18,7 @@ from examples.tiny_wan.scenes import COLOURS, MOTIONS, PANS, SHAPES, SIZES, TEXT
 
 LONGEST = 28  # tokens of a caption, at most
 NONE = ("none",)
+SECOND = 0.5  # how much the words of the second object differ from those of the first, in deviations
 OBJECT = (tuple(SHAPES), tuple(COLOURS), tuple(MOTIONS), tuple(SIZES))
 CLASSES = (
     tuple(COLOURS), TEXTURES, tuple(PANS), *OBJECT, *(NONE + choices for choices in OBJECT)
@@ -94,8 +95,9 @@ def pretrain(encoder: UMT5EncoderModel, rng: np.random.Generator, steps: int) ->
 def bind(encoder: UMT5EncoderModel, rng: np.random.Generator, steps: int) -> float:
     """Train `encoder` in place to keep the words of two objects apart; returns the share of variance it explains.
 
-    Its own outputs are the goal: for each object's words what they say in a caption without the other object, for the
-    rest what they say now. Captions of one object keep their meaning, so a trained transformer still understands them.
+    Its own outputs are the goal: for each object's words what they say in a caption without the other object, plus, of
+    the second object, a mark; for the rest what they say now. Captions of one object keep their meaning, so a trained
+    transformer still understands them.
     """
     teacher = copy.deepcopy(encoder).requires_grad_(False)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-3, weight_decay=0.0)
@@ -119,13 +121,15 @@ def _apart(teacher: UMT5EncoderModel, scenes: list[Scene], wordings: list[int]) 
     pairs = list(zip(scenes, wordings, strict=True))
     ids = token_ids([scene.caption(wording) for scene, wording in pairs]).to(teacher.device)
     goal = encode(teacher, ids)[0]
+    # Cross-attention does not know where in the caption a word is: the second object's words carry a mark.
+    mark = SECOND * goal.std() * goal.new_tensor([-1.0, 1.0]).repeat(goal.shape[-1] // 2)
     for place in range(2):
         alone = [replace(scene, items=(scene.items[min(place, len(scene.items) - 1)],)) for scene in scenes]
         captions = [scene.caption(wording) for scene, (_, wording) in zip(alone, pairs, strict=True)]
         said = encode(teacher, token_ids(captions).to(teacher.device))[0]
         for row, pair in enumerate(pairs):
             for at in phrase_slices(*pair)[place : place + 1]:
-                goal[row, at] = said[row, : at.stop - at.start]
+                goal[row, at] = said[row, : at.stop - at.start] + place * mark
     return goal, ids
 
 

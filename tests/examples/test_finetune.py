@@ -134,7 +134,7 @@ def test_a_lora_goes_on_from_another(folder, tmp_path):
 
 
 def test_all_weights_give_a_pipeline_with_its_method_beside_it(folder, tmp_path):
-    run(folder, tmp_path / "full", "--density", "0.4", "--rank", "0")
+    run(folder, tmp_path / "full", "--density", "0.4", "--rank", "0", "--dense-start", "0.1")
     trained, start = (WanPipeline.from_pretrained(path) for path in (tmp_path / "full", folder))
     moved = [
         not torch.equal(a, b)
@@ -142,7 +142,10 @@ def test_all_weights_give_a_pipeline_with_its_method_beside_it(folder, tmp_path)
     ]
     assert sum(moved) > 0.9 * len(moved)
     config = json.loads((tmp_path / "full" / "diffattn_config.json").read_text())
-    assert (config["method"], config["schedule"]["dense_layers"]) == ("radial", 0)
+    assert config["method"] == "radial"
+    assert config["schedule"] == {"dense_start": 0.1, "dense_end": 0, "dense_layers": 0}
+    with pytest.raises(ValueError, match="dense_start must be a fraction"):
+        run(folder, tmp_path / "none", "--dense-start", "1.5")
 
 
 def test_the_decoder_trains_and_the_encoder_does_not(tmp_path):
