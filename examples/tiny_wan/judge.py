@@ -21,6 +21,7 @@ OBJECT_ABOVE = 0.65  # distance in RGB, beyond the stripes and well within the n
 STILL_BELOW = 0.10  # travel, as a fraction of the side, below which an object rests
 GROWS_ABOVE = 1.8  # ratio of areas, last third over first
 SPINS_ABOVE = math.radians(50)
+SHADED_ABOVE = 0.05  # brightness per radius: 0.10 to 0.18 of what spins through the VAE, 0.02 at most of the rest
 # |mean z^3| / mean |z|^3 and |mean z^4| / mean |z|^4 of each shape's area, z the complex offset from its centre.
 MOMENTS = {"circle": (0.0, 0.0), "square": (0.0, 0.43), "triangle": (0.66, 0.0)}
 
@@ -105,6 +106,18 @@ def _turned(offsets: list[Tensor], shape: str) -> float:
     return float(np.ptp(np.unwrap([float((z**fold).mean().angle()) for z in offsets]))) / fold
 
 
+def _shading_turned(offsets: list[Tensor], brightness: list[Tensor]) -> float:
+    """By how much, in radians, the bright side of an object has turned over the clip; 0 where none is brighter."""
+    slopes = []
+    for z, bright in zip(offsets, brightness, strict=True):
+        radius = (2 * z.abs().square().mean()).sqrt()
+        slopes.append(2 * ((bright - bright.mean()) * z).mean() / radius)
+    slope = torch.stack(slopes)
+    if float(slope.abs().median()) < SHADED_ABOVE:
+        return 0.0
+    return float(np.ptp(np.unwrap(slope.angle().numpy())))
+
+
 def _motion(track: Tensor, areas: Tensor, turned: float) -> str:
     """A motion from the centres (n, 2), the areas (n,) and the turn."""
     time = torch.linspace(-0.5, 0.5, len(track), dtype=track.dtype)
@@ -120,8 +133,11 @@ def _motion(track: Tensor, areas: Tensor, turned: float) -> str:
     return "spin" if turned > SPINS_ABOVE else "still"
 
 
-def _item(colour: str, mask: Tensor, pan: str) -> dict[str, str]:
-    """One object's verdict from its mask (T, H, W); motion is judged in front of a camera that pans as told."""
+def _item(colour: str, mask: Tensor, bright: Tensor, pan: str) -> dict[str, str]:
+    """One object's verdict from its mask and the clip's brightness, both (T, H, W).
+
+    Motion is judged in front of a camera that pans as told; what spins must turn its outline and its bright side.
+    """
     seen = mask.flatten(1).sum(1) > 0.2 * mask.flatten(1).sum(1).float().mean()
     points = [_offsets(frame) for frame in mask[seen]]
     if len(points) < 3:
@@ -132,7 +148,9 @@ def _item(colour: str, mask: Tensor, pan: str) -> dict[str, str]:
     track = torch.stack([centres.real + PANS[pan] * PAN_TRAVEL * time, centres.imag], 1)
     areas = torch.tensor([float(len(z)) for z in points])
     shape = _shape(offsets)
-    return {"colour": colour, "shape": shape, "motion": _motion(track, areas, _turned(offsets, shape))}
+    brightness = [light[part].double() for light, part in zip(bright[seen], mask[seen], strict=True)]
+    turned = min(_turned(offsets, shape), _shading_turned(offsets, brightness))
+    return {"colour": colour, "shape": shape, "motion": _motion(track, areas, turned)}
 
 
 def judged_frames(clip: Tensor) -> Tensor:
@@ -142,8 +160,10 @@ def judged_frames(clip: Tensor) -> Tensor:
 
 def judge(clip: Tensor, pan: str = "") -> dict:
     """What a clip (T, 3, H, W) in [-1, 1] shows: {"background": name, "items": [{"colour", "shape", "motion"}]}."""
-    background, found = segment(judged_frames(clip))
-    return {"background": background, "items": [_item(colour, part, pan) for colour, part in found.items()]}
+    frames = judged_frames(clip)
+    background, found = segment(frames)
+    bright = frames.mean(1)
+    return {"background": background, "items": [_item(colour, part, bright, pan) for colour, part in found.items()]}
 
 
 def hits(verdict: Mapping, scene: Scene) -> dict[str, float]:

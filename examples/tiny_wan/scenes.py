@@ -38,6 +38,9 @@ SIZES: dict[str, tuple[float, float]] = {"small": (0.11, 0.13), "": (0.15, 0.18)
 PANS: dict[str, float] = {"": 0.0, "left": -1.0, "right": 1.0}
 PAN_TRAVEL = 0.3
 HOPS, SPIN = 2, math.pi / 2
+# What spins is this much brighter on its right and darker on its left, as seen before it turns: corners alone are too
+# fine to show a turn under noise.
+SHADE = 0.4
 GROWTH = (0.6, 1.4)
 WORDS = (
     *("a", "over", "on", "the", ",", ".", "background", "and", "camera", "pans"),
@@ -67,16 +70,16 @@ class Item:
         return " ".join(word for word in (self.size, self.colour, self.shape) if word)
 
     def course(self, pan: str = "") -> tuple[float, ...]:
-        """Start x and y, drift in x and y, height of a hop, radius at first, its growth, turn in radians."""
+        """Start x and y, drift in x and y, height of a hop, radius at first, its growth, turn in radians, shading."""
         dx, dy = DIRECTIONS.get(self.motion, (0.0, 0.0))
         low, high = GROWTH if self.motion == "grow" else (1.0, 1.0)
         drift = dx * self.travel - PANS[pan] * PAN_TRAVEL, dy * self.travel
-        hop, turn = self.travel * (self.motion == "bounce"), SPIN * (self.motion == "spin")
-        return *self.start, *drift, hop, low * self.radius, (high - low) * self.radius, turn
+        hop, spins = self.travel * (self.motion == "bounce"), float(self.motion == "spin")
+        return *self.start, *drift, hop, low * self.radius, (high - low) * self.radius, SPIN * spins, SHADE * spins
 
     def at(self, time: Tensor, pan: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Centre x and y, radius and angle at `time`, each of its shape."""
-        x, y, dx, dy, hop, radius, growth, turn = self.course(pan)
+        x, y, dx, dy, hop, radius, growth, turn, _ = self.course(pan)
         hops = hop * torch.sin(HOPS * math.pi * time).abs()
         return x + dx * time, y + dy * time - hops, radius + growth * time, turn * time
 
@@ -134,12 +137,25 @@ def frame_times(frames: int) -> Tensor:
     return torch.linspace(0, 1, frames)
 
 
-def cover(item: Item, time: Tensor, x: Tensor, y: Tensor, side: int, pan: str = "") -> Tensor:
-    """(T, H, W): how much of each pixel the object covers, 0 to 1."""
+def _own_axes(item: Item, time: Tensor, x: Tensor, y: Tensor, pan: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Offsets (T, H, W) from the object's centre to its right and down, turned with it, and its radius (T, 1, 1)."""
     cx, cy, radius, angle = item.at(time, pan)
     dx, dy = x - cx, y - cy
-    turned = (dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin())
-    return (0.5 - side * outline_distance(item.shape, *turned, radius)).clamp(0, 1)
+    return dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin(), radius
+
+
+def cover(item: Item, time: Tensor, x: Tensor, y: Tensor, side: int, pan: str = "") -> Tensor:
+    """(T, H, W): how much of each pixel the object covers, 0 to 1."""
+    return (0.5 - side * outline_distance(item.shape, *_own_axes(item, time, x, y, pan))).clamp(0, 1)
+
+
+def _paint(item: Item, time: Tensor, x: Tensor, y: Tensor, pan: str) -> Tensor:
+    """(T | 1, 3, H | 1, W | 1): the object's colour, brighter on one side and darker on the other where it spins."""
+    colour, shade = torch.tensor(COLOURS[item.colour]).view(3, 1, 1), item.course(pan)[-1]
+    if not shade:
+        return colour.unsqueeze(0)
+    across, _, radius = _own_axes(item, time, x, y, pan)
+    return (colour + shade * (across / radius).clamp(-1, 1).unsqueeze(1)).clamp(-1, 1)
 
 
 def nearness(scene: Scene, times: Tensor, height: int, width: int) -> Tensor:
@@ -158,6 +174,6 @@ def render(scene: Scene, times: Tensor, height: int, width: int) -> Tensor:
     time = times.view(-1, 1, 1)
     clip = _ground(scene, x, y, time).expand(len(times), -1, -1, -1)
     for item in scene.items:
-        colour = torch.tensor(COLOURS[item.colour]).view(3, 1, 1)
-        clip = torch.lerp(clip, colour, cover(item, time, x, y, min(height, width), scene.pan).unsqueeze(1))
+        covered = cover(item, time, x, y, min(height, width), scene.pan).unsqueeze(1)
+        clip = torch.lerp(clip, _paint(item, time, x, y, scene.pan), covered)
     return clip
