@@ -21,7 +21,7 @@ OBJECT_ABOVE = 0.65  # distance in RGB, beyond the stripes and well within the n
 STILL_BELOW = 0.10  # travel, as a fraction of the side, below which an object rests
 GROWS_ABOVE = 1.8  # ratio of areas, last third over first
 SPINS_ABOVE = math.radians(50)
-SHADED_ABOVE = 0.05  # brightness per radius: 0.10 to 0.18 of what spins through the VAE, 0.02 at most of the rest
+FADED_ABOVE = 0.05  # per radius: 0.08 to 0.2 of what spins through the VAE, 0.02 at most of the rest
 # |mean z^3| / mean |z|^3 and |mean z^4| / mean |z|^4 of each shape's area, z the complex offset from its centre.
 MOMENTS = {"circle": (0.0, 0.0), "square": (0.0, 0.43), "triangle": (0.66, 0.0)}
 
@@ -106,14 +106,14 @@ def _turned(offsets: list[Tensor], shape: str) -> float:
     return float(np.ptp(np.unwrap([float((z**fold).mean().angle()) for z in offsets]))) / fold
 
 
-def _shading_turned(offsets: list[Tensor], brightness: list[Tensor]) -> float:
-    """By how much, in radians, the bright side of an object has turned over the clip; 0 where none is brighter."""
+def _fading_turned(offsets: list[Tensor], strengths: list[Tensor]) -> float:
+    """By how much, in radians, the stronger side of an object has turned over the clip; 0 where none is stronger."""
     slopes = []
-    for z, bright in zip(offsets, brightness, strict=True):
+    for z, strength in zip(offsets, strengths, strict=True):
         radius = (2 * z.abs().square().mean()).sqrt()
-        slopes.append(2 * ((bright - bright.mean()) * z).mean() / radius)
+        slopes.append(2 * ((strength - strength.mean()) * z).mean() / radius)
     slope = torch.stack(slopes)
-    if float(slope.abs().median()) < SHADED_ABOVE:
+    if float(slope.abs().median()) < FADED_ABOVE:
         return 0.0
     return float(np.ptp(np.unwrap(slope.angle().numpy())))
 
@@ -133,10 +133,10 @@ def _motion(track: Tensor, areas: Tensor, turned: float) -> str:
     return "spin" if turned > SPINS_ABOVE else "still"
 
 
-def _item(colour: str, mask: Tensor, bright: Tensor, pan: str) -> dict[str, str]:
-    """One object's verdict from its mask and the clip's brightness, both (T, H, W).
+def _item(colour: str, mask: Tensor, clip: Tensor, pan: str) -> dict[str, str]:
+    """One object's verdict from its mask (T, H, W) and the clip (T, 3, H, W).
 
-    Motion is judged in front of a camera that pans as told; what spins must turn its outline and its bright side.
+    Motion is judged in front of a camera that pans as told; what spins must turn its outline and its faded side.
     """
     seen = mask.flatten(1).sum(1) > 0.2 * mask.flatten(1).sum(1).float().mean()
     points = [_offsets(frame) for frame in mask[seen]]
@@ -148,8 +148,10 @@ def _item(colour: str, mask: Tensor, bright: Tensor, pan: str) -> dict[str, str]
     track = torch.stack([centres.real + PANS[pan] * PAN_TRAVEL * time, centres.imag], 1)
     areas = torch.tensor([float(len(z)) for z in points])
     shape = _shape(offsets)
-    brightness = [light[part].double() for light, part in zip(bright[seen], mask[seen], strict=True)]
-    turned = min(_turned(offsets, shape), _shading_turned(offsets, brightness))
+    pure = torch.tensor(COLOURS[colour]).view(3, 1, 1)
+    strength = (clip * pure).sum(1) / pure.square().sum()  # 1 for the pure colour, 0 for grey
+    strengths = [frame[part].double() for frame, part in zip(strength[seen], mask[seen], strict=True)]
+    turned = min(_turned(offsets, shape), _fading_turned(offsets, strengths))
     return {"colour": colour, "shape": shape, "motion": _motion(track, areas, turned)}
 
 
@@ -162,8 +164,7 @@ def judge(clip: Tensor, pan: str = "") -> dict:
     """What a clip (T, 3, H, W) in [-1, 1] shows: {"background": name, "items": [{"colour", "shape", "motion"}]}."""
     frames = judged_frames(clip)
     background, found = segment(frames)
-    bright = frames.mean(1)
-    return {"background": background, "items": [_item(colour, part, bright, pan) for colour, part in found.items()]}
+    return {"background": background, "items": [_item(colour, part, frames, pan) for colour, part in found.items()]}
 
 
 def hits(verdict: Mapping, scene: Scene) -> dict[str, float]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from examples.tiny_wan.latents import analytic_latents
-from examples.tiny_wan.scenes import COLOURS, HOPS, PAN_TRAVEL, PANS, SHAPES, Scene, outline_distance
+from examples.tiny_wan.scenes import COLOURS, HOPS, PAN_TRAVEL, PANS, SHAPES, Scene, faded, outline_distance
 
 OBJECTS = 2
 # Of the ground: colour (3), gradient (2), wave (4), pan (1). Of an object: shape (1), colour (3), `Item.course` (9).
@@ -85,11 +85,10 @@ def _turned(columns: Tensor, times: Tensor, right: Tensor, below: Tensor) -> tup
 
 
 def _paint(columns: Tensor, times: Tensor, height: int, width: int) -> Tensor:
-    """(B, T, 3, H, W): an object's colour, brighter on one side and darker on the other."""
+    """(B, T, 3, H, W): an object's colour, of which one half may be faded."""
     right, below, radius = _offsets(columns, times, height, width)
-    across = (_turned(columns, times, right, below)[0] / radius).clamp(-1, 1)
-    shade = (columns[:, 12].view(-1, 1, 1, 1) * across).unsqueeze(2)
-    return (columns[:, 1:4].reshape(-1, 1, 3, 1, 1) + shade).clamp(-1, 1)
+    share = faded(_turned(columns, times, right, below)[0], radius)
+    return columns[:, 1:4].reshape(-1, 1, 3, 1, 1) * (1 - columns[:, 12].view(-1, 1, 1, 1) * share).unsqueeze(2)
 
 
 def render_rows(rows: Tensor, times: Tensor, height: int, width: int) -> Tensor:

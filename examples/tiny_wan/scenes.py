@@ -38,9 +38,9 @@ SIZES: dict[str, tuple[float, float]] = {"small": (0.11, 0.13), "": (0.15, 0.18)
 PANS: dict[str, float] = {"": 0.0, "left": -1.0, "right": 1.0}
 PAN_TRAVEL = 0.3
 HOPS, SPIN = 2, math.pi / 2
-# What spins is this much brighter on its right and darker on its left, as seen before it turns: corners alone are too
-# fine to show a turn under noise.
-SHADE = 0.4
+# How much the left half of what spins, as it stands before it turns, fades to grey: corners alone are too fine to show a
+# turn under noise.
+FADE = 0.5
 GROWTH = (0.6, 1.4)
 WORDS = (
     *("a", "over", "on", "the", ",", ".", "background", "and", "camera", "pans"),
@@ -70,12 +70,12 @@ class Item:
         return " ".join(word for word in (self.size, self.colour, self.shape) if word)
 
     def course(self, pan: str = "") -> tuple[float, ...]:
-        """Start x and y, drift in x and y, height of a hop, radius at first, its growth, turn in radians, shading."""
+        """Start x and y, drift in x and y, height of a hop, radius at first, its growth, turn in radians, fading."""
         dx, dy = DIRECTIONS.get(self.motion, (0.0, 0.0))
         low, high = GROWTH if self.motion == "grow" else (1.0, 1.0)
         drift = dx * self.travel - PANS[pan] * PAN_TRAVEL, dy * self.travel
         hop, spins = self.travel * (self.motion == "bounce"), float(self.motion == "spin")
-        return *self.start, *drift, hop, low * self.radius, (high - low) * self.radius, SPIN * spins, SHADE * spins
+        return *self.start, *drift, hop, low * self.radius, (high - low) * self.radius, SPIN * spins, FADE * spins
 
     def at(self, time: Tensor, pan: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Centre x and y, radius and angle at `time`, each of its shape."""
@@ -123,6 +123,11 @@ def outline_distance(shape: str, dx: Tensor, dy: Tensor, radius: Tensor | float)
     return torch.maximum(dy, (3**0.5 * dx.abs() - dy) / 2) - 0.74 * radius
 
 
+def faded(across: Tensor, radius: Tensor) -> Tensor:
+    """How much of the fading an offset to the right of an object's centre sees: 1 in its left half, 0 in its right."""
+    return (0.5 - 3 * across / radius).clamp(0, 1)
+
+
 def _ground(scene: Scene, x: Tensor, y: Tensor, time: Tensor) -> Tensor:
     """(T | 1, 3, H, W): the named colour, shaded by a linear gradient and a plane wave that a pan shifts."""
     amplitude, fx, fy, phase = scene.wave
@@ -150,12 +155,12 @@ def cover(item: Item, time: Tensor, x: Tensor, y: Tensor, side: int, pan: str = 
 
 
 def _paint(item: Item, time: Tensor, x: Tensor, y: Tensor, pan: str) -> Tensor:
-    """(T | 1, 3, H | 1, W | 1): the object's colour, brighter on one side and darker on the other where it spins."""
-    colour, shade = torch.tensor(COLOURS[item.colour]).view(3, 1, 1), item.course(pan)[-1]
-    if not shade:
+    """(T | 1, 3, H | 1, W | 1): the object's colour, one half of which is faded where it spins."""
+    colour, fade = torch.tensor(COLOURS[item.colour]).view(3, 1, 1), item.course(pan)[-1]
+    if not fade:
         return colour.unsqueeze(0)
     across, _, radius = _own_axes(item, time, x, y, pan)
-    return (colour + shade * (across / radius).clamp(-1, 1).unsqueeze(1)).clamp(-1, 1)
+    return colour * (1 - fade * faded(across, radius)).unsqueeze(1)
 
 
 def nearness(scene: Scene, times: Tensor, height: int, width: int) -> Tensor:
