@@ -38,8 +38,8 @@ SIZES: dict[str, tuple[float, float]] = {"small": (0.11, 0.13), "": (0.15, 0.18)
 PANS: dict[str, float] = {"": 0.0, "left": -1.0, "right": 1.0}
 PAN_TRAVEL = 0.3
 HOPS, SPIN = 2, math.pi / 2
-# How much the left half of what spins, as it stands before it turns, fades to grey: corners alone are too fine to show a
-# turn under noise.
+# How much the left half of what spins, as it stands before it turns, fades to grey: corners alone are too fine to
+# show a turn under noise.
 FADE = 0.5
 GROWTH = (0.6, 1.4)
 WORDS = (
