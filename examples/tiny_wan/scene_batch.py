@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from examples.tiny_wan.latents import analytic_latents
-from examples.tiny_wan.scenes import COLOURS, HOPS, PAN_TRAVEL, PANS, SHAPES, Scene, faded, outline_distance
+from examples.tiny_wan.scenes import COLOURS, FADE, HOPS, PAN_TRAVEL, PANS, SHAPES, Scene, faded, outline_distance
 
 OBJECTS = 2
+MASKS = OBJECTS + 1  # and the faded halves
 # Of the ground: colour (3), gradient (2), wave (4), pan (1). Of an object: shape (1), colour (3), `Item.course` (9).
 GROUND, OBJECT = 10, 13
 ABSENT = (-1.0, 0.0, 0.0, 0.0, -9.0, *(0.0,) * 8)  # no shape, far outside
@@ -84,11 +85,10 @@ def _turned(columns: Tensor, times: Tensor, right: Tensor, below: Tensor) -> tup
     return right * cos + below * sin, below * cos - right * sin
 
 
-def _paint(columns: Tensor, times: Tensor, height: int, width: int) -> Tensor:
-    """(B, T, 3, H, W): an object's colour, of which one half may be faded."""
+def _fading(columns: Tensor, times: Tensor, height: int, width: int) -> Tensor:
+    """(B, T, H, W): how much of an object's colour is gone, inside and outside of its outline."""
     right, below, radius = _offsets(columns, times, height, width)
-    share = faded(_turned(columns, times, right, below)[0], radius)
-    return columns[:, 1:4].reshape(-1, 1, 3, 1, 1) * (1 - columns[:, 12].view(-1, 1, 1, 1) * share).unsqueeze(2)
+    return columns[:, 12].view(-1, 1, 1, 1) * faded(_turned(columns, times, right, below)[0], radius)
 
 
 def render_rows(rows: Tensor, times: Tensor, height: int, width: int) -> Tensor:
@@ -99,7 +99,8 @@ def render_rows(rows: Tensor, times: Tensor, height: int, width: int) -> Tensor:
     clips = clips.expand(-1, len(times), -1, -1, -1)
     for place, shapes, columns in _objects(rows, there):
         plain = not rows[:, GROUND + (place + 1) * OBJECT - 1].any()
-        colour = columns[:, 1:4].reshape(-1, 1, 3, 1, 1) if plain else _paint(columns, times, height, width)
+        colour = columns[:, 1:4].reshape(-1, 1, 3, 1, 1)
+        colour = colour if plain else colour * (1 - _fading(columns, times, height, width)).unsqueeze(2)
         clips = torch.lerp(clips, colour, _cover(shapes, columns, times, height, width).unsqueeze(2))
     return clips
 
@@ -113,11 +114,14 @@ def nearness_rows(rows: Tensor, times: Tensor, height: int, width: int) -> Tenso
 
 
 def masks_of_rows(rows: Tensor, times: Tensor, height: int, width: int) -> Tensor:
-    """(B, 2, T, height, width): how much of each pixel shows each object; the second hides the first."""
-    masks = torch.zeros(len(rows), OBJECTS, len(times), height, width, device=times.device)
+    """(B, 3, T, height, width): how much of each pixel shows each object, the second on top, and faded halves."""
+    masks = torch.zeros(len(rows), MASKS, len(times), height, width, device=times.device)
+    gone = torch.zeros_like(masks[:, :OBJECTS])
     for place, shapes, columns in _objects(rows, rows.to(times.device, non_blocking=True)):
         masks[:, place] = _cover(shapes, columns, times, height, width)
+        gone[:, place] = _fading(columns, times, height, width) / FADE
     masks[:, 0] *= 1 - masks[:, 1]
+    masks[:, OBJECTS] = (masks[:, :OBJECTS] * gone).sum(1)
     return masks
 
 

@@ -399,20 +399,26 @@ def test_nearness_covers_every_object_of_any_shape():
 def test_masks_tell_what_each_pixel_of_a_token_shows():
     rng, times, side = np.random.default_rng(3), frame_times(9), 32
     scenes = [sample_scene(rng, objects=count) for count in (1, 2, 2, 2)]
+    scenes.append(replace(scenes[1], items=(*scenes[1].items[:1], replace(scenes[1].items[1], motion="spin"))))
     x, y, time = (torch.arange(side) + 0.5) / side, ((torch.arange(side) + 0.5) / side)[:, None], times[:, None, None]
     masks = masks_of_rows(scene_rows(scenes), times, side, side)
-    assert not masks[0, 1].any() and masks[1:].flatten(2).amax(2).min() > 0.5
+    assert not masks[0, 1].any() and masks[1:, :2].flatten(2).amax(2).min() > 0.5
     for found, scene in zip(masks, scenes, strict=True):
         covers = [cover(item, time, x, y, side, scene.pan) for item in scene.items] + [torch.zeros(9, side, side)]
         torch.testing.assert_close(found[0], covers[0] * (1 - covers[1]), atol=1e-4, rtol=0)
         torch.testing.assert_close(found[1], covers[1], atol=1e-4, rtol=0)
+    assert not masks[[index for index, s in enumerate(scenes) if "spin" not in {i.motion for i in s.items}], 2].any()
+    whole, half = (part.flatten(1).sum(1) for part in masks[-1, 1:])
+    assert ((half > 0.35 * whole) & (half < 0.65 * whole)).all()
+    whole_x, half_x = ((part * x).flatten(1).sum(1) / part.flatten(1).sum(1) for part in masks[-1, 1:])
+    assert half_x[0] < whole_x[0] - 0.03 and abs(half_x[-1] - whole_x[-1]) < 0.02  # left, then above
     tokens = clean_tokens(scene_rows(scenes), GridSpec.parse("3x16x16:1:4"), (0, 2), "cpu")[2]
     last = from_tokens(tokens, (2, 16, 16))[:, :, 1]
     torch.testing.assert_close(last, masks[:, :, 5:].mean(2))
 
 
 def test_masks_are_read_off_hidden_states():
-    masks, near = torch.zeros(1, 3, 8), torch.zeros(1, 2, 3)
+    masks, near = torch.zeros(1, 3, 12), torch.zeros(1, 2, 3)
     masks[0, 1], near[0, 0, 1] = 1, 1
     batch = SimpleNamespace(masks=masks, near=near)
     right = 20 * (2 * masks - 1)
@@ -420,7 +426,7 @@ def test_masks_are_read_off_hidden_states():
     right[0, 1] *= -1
     assert train.masking(right, batch, 0.0).item() == pytest.approx(20 / 3)
     assert train.masking(right, batch, 4.0).item() == pytest.approx(20 * 5 / 7)
-    assert train.build_reader(build_transformer())(torch.randn(2, 3, 128)).shape == (2, 3, 8)
+    assert train.build_reader(build_transformer())(torch.randn(2, 3, 128)).shape == (2, 3, 12)
 
 
 def test_pairs_and_high_noise_are_drawn_as_often_as_wished():
