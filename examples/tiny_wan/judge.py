@@ -20,7 +20,7 @@ CHANCE = {
 OBJECT_ABOVE = 0.65  # distance in RGB, beyond the stripes and well within the nearest two colours
 STILL_BELOW = 0.10  # travel, as a fraction of the side, below which an object rests
 GROWS_ABOVE = 1.8  # ratio of areas, last third over first
-SPINS_ABOVE = math.radians(50)
+SPINS_ABOVE = math.radians(100)
 FADED_ABOVE = 0.05  # per radius: 0.08 to 0.2 of what spins through the VAE, 0.02 at most of the rest
 # |mean z^3| / mean |z|^3 and |mean z^4| / mean |z|^4 of each shape's area, z the complex offset from its centre.
 MOMENTS = {"circle": (0.0, 0.0), "square": (0.0, 0.43), "triangle": (0.66, 0.0)}

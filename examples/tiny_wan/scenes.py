@@ -37,7 +37,7 @@ TEXTURES = ("plain", "shaded", "striped")
 SIZES: dict[str, tuple[float, float]] = {"small": (0.11, 0.13), "": (0.15, 0.18), "large": (0.20, 0.22)}
 PANS: dict[str, float] = {"": 0.0, "left": -1.0, "right": 1.0}
 PAN_TRAVEL = 0.3
-HOPS, SPIN = 2, math.pi / 2
+HOPS, SPIN = 2, math.pi
 # How much the left half of what spins, as it stands before it turns, fades to grey: corners alone are too fine to
 # show a turn under noise.
 FADE = 0.5
