@@ -116,7 +116,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Draft:
-    """A batch whose scenes are rows of numbers (B, 36), still to be rendered."""
+    """A batch whose scenes are rows of numbers (B, 38), still to be rendered."""
 
     spec: GridSpec
     captions: list[str]

@@ -11,15 +11,15 @@ from examples.tiny_wan.scenes import COLOURS, FADE, HOPS, PAN_TRAVEL, PANS, SHAP
 
 OBJECTS = 2
 MASKS = OBJECTS + 1  # and the faded halves
-# Of the ground: colour (3), gradient (2), wave (4), pan (1). Of an object: shape (1), colour (3), `Item.course` (9).
-GROUND, OBJECT = 10, 13
-ABSENT = (-1.0, 0.0, 0.0, 0.0, -9.0, *(0.0,) * 8)  # no shape, far outside
+# Of the ground: colour (3), gradient (2), wave (4), pan (1). Of an object: shape (1), colour (3), `Item.course` (10).
+GROUND, OBJECT = 10, 14
+ABSENT = (-1.0, 0.0, 0.0, 0.0, -9.0, *(0.0,) * 9)  # no shape, far outside
 CHUNK = 2**24  # pixels rendered at a time on an accelerator: a few of its tensors take less than 3 GB
 NEAR = 1.5  # how far around its centre an object is near, in its radii
 
 
 def scene_rows(scenes: list[Scene]) -> Tensor:
-    """(B, 36) float32: one row of numbers for each scene of up to two objects."""
+    """(B, 38) float32: one row of numbers for each scene of up to two objects."""
     rows = []
     for scene in scenes:
         row = [*COLOURS[scene.background], *scene.gradient, *scene.wave, PANS[scene.pan] * PAN_TRAVEL]
@@ -80,7 +80,8 @@ def _offsets(columns: Tensor, times: Tensor, height: int, width: int) -> tuple[T
 
 def _turned(columns: Tensor, times: Tensor, right: Tensor, below: Tensor) -> tuple[Tensor, Tensor]:
     """Offsets (B, T, H, W) along the object's own axes, which turn with it."""
-    angle = columns[:, 11].view(-1, 1, 1, 1) * times.view(-1, 1, 1)
+    first, turn = columns[:, 11:13].view(-1, 2, 1, 1, 1).unbind(1)
+    angle = first + turn * times.view(-1, 1, 1)
     cos, sin = angle.cos(), angle.sin()
     return right * cos + below * sin, below * cos - right * sin
 
@@ -88,11 +89,11 @@ def _turned(columns: Tensor, times: Tensor, right: Tensor, below: Tensor) -> tup
 def _fading(columns: Tensor, times: Tensor, height: int, width: int) -> Tensor:
     """(B, T, H, W): how much of an object's colour is gone, inside and outside of its outline."""
     right, below, radius = _offsets(columns, times, height, width)
-    return columns[:, 12].view(-1, 1, 1, 1) * faded(_turned(columns, times, right, below)[0], radius)
+    return columns[:, 13].view(-1, 1, 1, 1) * faded(_turned(columns, times, right, below)[0], radius)
 
 
 def render_rows(rows: Tensor, times: Tensor, height: int, width: int) -> Tensor:
-    """Scenes (B, 36), in the memory of the host, at `times` (T,): (B, T, 3, H, W) on the device of `times`."""
+    """Scenes (B, 38), in the memory of the host, at `times` (T,): (B, T, 3, H, W) on the device of `times`."""
     there = rows.to(times.device, non_blocking=True)
     # Where no camera pans, one frame of the ground does for all.
     clips = _ground(there, times if rows[:, GROUND - 1].any() else times[:1], height, width)

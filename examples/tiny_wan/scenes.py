@@ -70,18 +70,22 @@ class Item:
         return " ".join(word for word in (self.size, self.colour, self.shape) if word)
 
     def course(self, pan: str = "") -> tuple[float, ...]:
-        """Start x and y, drift in x and y, height of a hop, radius at first, its growth, turn in radians, fading."""
+        """Start x and y, drift in x and y, height of a hop, radius and its growth, angle at first, turn, fading."""
         dx, dy = DIRECTIONS.get(self.motion, (0.0, 0.0))
         low, high = GROWTH if self.motion == "grow" else (1.0, 1.0)
         drift = dx * self.travel - PANS[pan] * PAN_TRAVEL, dy * self.travel
         hop, spins = self.travel * (self.motion == "bounce"), float(self.motion == "spin")
-        return *self.start, *drift, hop, low * self.radius, (high - low) * self.radius, SPIN * spins, FADE * spins
+        growing = low * self.radius, (high - low) * self.radius
+        # Any angle: time is relative, so that nothing tells a frame's index from which a turn might be counted. It is
+        # taken from the last digits of the radius, lest it change what else is drawn.
+        angle = 2 * math.pi * (1e6 * self.radius % 1) * spins
+        return *self.start, *drift, hop, *growing, angle, SPIN * spins, FADE * spins
 
     def at(self, time: Tensor, pan: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Centre x and y, radius and angle at `time`, each of its shape."""
-        x, y, dx, dy, hop, radius, growth, turn, _ = self.course(pan)
+        x, y, dx, dy, hop, radius, growth, angle, turn, _ = self.course(pan)
         hops = hop * torch.sin(HOPS * math.pi * time).abs()
-        return x + dx * time, y + dy * time - hops, radius + growth * time, turn * time
+        return x + dx * time, y + dy * time - hops, radius + growth * time, angle + turn * time
 
 
 @dataclass(frozen=True)
