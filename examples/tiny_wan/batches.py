@@ -75,8 +75,8 @@ def sample_frames(spec: GridSpec, rng: np.random.Generator) -> tuple[int, ...]:
 def clean_tokens(rows: Tensor, spec: GridSpec, kept: tuple[int, ...], device: Device) -> tuple[Tensor, Tensor, Tensor]:
     """Clean tokens (B, N, C) of scenes rendered on `device`, how near they are to each object (B, 2, N), and masks.
 
-    Those are the share of each of a token's latent pixels that shows each object, and a faded half, (B, N, 3 P P).
-    Only the kept frames are rendered.
+    Those are the share of each of a token's latent pixels that shows each object, (B, N, 2 P P). Only the kept frames
+    are rendered.
     """
     frames, height, width = spec.grid
     later = [frame for frame in kept if frame]
@@ -99,8 +99,8 @@ def _of_chunks(frames: Tensor) -> Tensor:
 class Batch:
     """Clean `tokens` (B, N, C) of the frames `kept`, their captions, as `words` (B, 28) too, and noise levels (B,).
 
-    `near` (B, 2, N) is 1 around each object and 0 elsewhere, `masks` (B, N, 12) the share of each of a token's four
-    latent pixels that shows each object, and a faded half; `phrases` (B, 28, 2) are the `phrase_marks`.
+    `near` (B, 2, N) is 1 around each object and 0 elsewhere, `masks` (B, N, 8) the share of each of a token's four
+    latent pixels that shows each object; `phrases` (B, 28, 2) are the `phrase_marks`.
     """
 
     spec: GridSpec
@@ -116,7 +116,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Draft:
-    """A batch whose scenes are rows of numbers (B, 38), still to be rendered."""
+    """A batch whose scenes are rows of numbers (B, 34), still to be rendered."""
 
     spec: GridSpec
     captions: list[str]

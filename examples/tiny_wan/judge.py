@@ -20,8 +20,7 @@ CHANCE = {
 OBJECT_ABOVE = 0.65  # distance in RGB, beyond the stripes and well within the nearest two colours
 STILL_BELOW = 0.10  # travel, as a fraction of the side, below which an object rests
 GROWS_ABOVE = 1.8  # ratio of areas, last third over first
-SPINS_ABOVE = math.radians(100)
-FADED_ABOVE = 0.05  # per radius: 0.08 to 0.2 of what spins through the VAE, 0.02 at most of the rest
+SPINS_ABOVE = math.radians(50)
 # |mean z^3| / mean |z|^3 and |mean z^4| / mean |z|^4 of each shape's area, z the complex offset from its centre.
 MOMENTS = {"circle": (0.0, 0.0), "square": (0.0, 0.43), "triangle": (0.66, 0.0)}
 
@@ -106,18 +105,6 @@ def _turned(offsets: list[Tensor], shape: str) -> float:
     return float(np.ptp(np.unwrap([float((z**fold).mean().angle()) for z in offsets]))) / fold
 
 
-def _fading_turned(offsets: list[Tensor], strengths: list[Tensor]) -> float:
-    """By how much, in radians, the stronger side of an object has turned over the clip; 0 where none is stronger."""
-    slopes = []
-    for z, strength in zip(offsets, strengths, strict=True):
-        radius = (2 * z.abs().square().mean()).sqrt()
-        slopes.append(2 * ((strength - strength.mean()) * z).mean() / radius)
-    slope = torch.stack(slopes)
-    if float(slope.abs().median()) < FADED_ABOVE:
-        return 0.0
-    return float(np.ptp(np.unwrap(slope.angle().numpy())))
-
-
 def _motion(track: Tensor, areas: Tensor, turned: float) -> str:
     """A motion from the centres (n, 2), the areas (n,) and the turn."""
     time = torch.linspace(-0.5, 0.5, len(track), dtype=track.dtype)
@@ -133,11 +120,8 @@ def _motion(track: Tensor, areas: Tensor, turned: float) -> str:
     return "spin" if turned > SPINS_ABOVE else "still"
 
 
-def _item(colour: str, mask: Tensor, clip: Tensor, pan: str) -> dict[str, str]:
-    """One object's verdict from its mask (T, H, W) and the clip (T, 3, H, W).
-
-    Motion is judged in front of a camera that pans as told; what spins must turn its outline and its faded side.
-    """
+def _item(colour: str, mask: Tensor, pan: str) -> dict[str, str]:
+    """One object's verdict from its mask (T, H, W); motion is judged in front of a camera that pans as told."""
     seen = mask.flatten(1).sum(1) > 0.2 * mask.flatten(1).sum(1).float().mean()
     points = [_offsets(frame) for frame in mask[seen]]
     if len(points) < 3:
@@ -148,11 +132,7 @@ def _item(colour: str, mask: Tensor, clip: Tensor, pan: str) -> dict[str, str]:
     track = torch.stack([centres.real + PANS[pan] * PAN_TRAVEL * time, centres.imag], 1)
     areas = torch.tensor([float(len(z)) for z in points])
     shape = _shape(offsets)
-    pure = torch.tensor(COLOURS[colour]).view(3, 1, 1)
-    strength = (clip * pure).sum(1) / pure.square().sum()  # 1 for the pure colour, 0 for grey
-    strengths = [frame[part].double() for frame, part in zip(strength[seen], mask[seen], strict=True)]
-    turned = min(_turned(offsets, shape), _fading_turned(offsets, strengths))
-    return {"colour": colour, "shape": shape, "motion": _motion(track, areas, turned)}
+    return {"colour": colour, "shape": shape, "motion": _motion(track, areas, _turned(offsets, shape))}
 
 
 def judged_frames(clip: Tensor) -> Tensor:
@@ -162,9 +142,8 @@ def judged_frames(clip: Tensor) -> Tensor:
 
 def judge(clip: Tensor, pan: str = "") -> dict:
     """What a clip (T, 3, H, W) in [-1, 1] shows: {"background": name, "items": [{"colour", "shape", "motion"}]}."""
-    frames = judged_frames(clip)
-    background, found = segment(frames)
-    return {"background": background, "items": [_item(colour, part, frames, pan) for colour, part in found.items()]}
+    background, found = segment(judged_frames(clip))
+    return {"background": background, "items": [_item(colour, part, pan) for colour, part in found.items()]}
 
 
 def hits(verdict: Mapping, scene: Scene) -> dict[str, float]:

@@ -7,19 +7,18 @@ import torch
 from torch import Tensor
 
 from examples.tiny_wan.latents import analytic_latents
-from examples.tiny_wan.scenes import COLOURS, FADE, HOPS, PAN_TRAVEL, PANS, SHAPES, Scene, faded, outline_distance
+from examples.tiny_wan.scenes import COLOURS, HOPS, PAN_TRAVEL, PANS, SHAPES, Scene, outline_distance
 
 OBJECTS = 2
-MASKS = OBJECTS + 1  # and the faded halves
-# Of the ground: colour (3), gradient (2), wave (4), pan (1). Of an object: shape (1), colour (3), `Item.course` (10).
-GROUND, OBJECT = 10, 14
-ABSENT = (-1.0, 0.0, 0.0, 0.0, -9.0, *(0.0,) * 9)  # no shape, far outside
+# Of the ground: colour (3), gradient (2), wave (4), pan (1). Of an object: shape (1), colour (3), `Item.course` (8).
+GROUND, OBJECT = 10, 12
+ABSENT = (-1.0, 0.0, 0.0, 0.0, -9.0, *(0.0,) * 7)  # no shape, far outside
 CHUNK = 2**24  # pixels rendered at a time on an accelerator: a few of its tensors take less than 3 GB
 NEAR = 1.5  # how far around its centre an object is near, in its radii
 
 
 def scene_rows(scenes: list[Scene]) -> Tensor:
-    """(B, 38) float32: one row of numbers for each scene of up to two objects."""
+    """(B, 34) float32: one row of numbers for each scene of up to two objects."""
     rows = []
     for scene in scenes:
         row = [*COLOURS[scene.background], *scene.gradient, *scene.wave, PANS[scene.pan] * PAN_TRAVEL]
@@ -60,48 +59,29 @@ def _ground(rows: Tensor, times: Tensor, height: int, width: int) -> Tensor:
 
 def _cover(shapes: list[int], columns: Tensor, times: Tensor, height: int, width: int, scale: float = 1.0) -> Tensor:
     """(B, T, H, W): how much of each pixel an object covers; `scale` multiplies its radius."""
-    shape, right, below, radius = columns[:, 0].view(-1, 1, 1, 1), *_offsets(columns, times, height, width)
+    shape, _, _, _, x, y, dx, dy, hop, radius, growth, turn = columns.view(-1, OBJECT, 1, 1, 1).unbind(1)
+    time = times.view(-1, 1, 1)
+    right = _centres(width, times.device) - (x + dx * time)
+    below = _centres(height, times.device).view(-1, 1) - (y + dy * time - hop * (HOPS * math.pi * time).sin().abs())
+    radius, turned = scale * (radius + growth * time), turn * time
+    cos, sin = turned.cos(), turned.sin()
     distance = None
     for index in shapes:
-        arms = (right, below) if SHAPES[index] == "circle" else _turned(columns, times, right, below)
-        this = outline_distance(SHAPES[index], *arms, scale * radius)
+        turns = SHAPES[index] != "circle"
+        arms = (right * cos + below * sin, below * cos - right * sin) if turns else (right, below)
+        this = outline_distance(SHAPES[index], *arms, radius)
         distance = this if distance is None else torch.where(shape == index, this, distance)
     return (0.5 - min(height, width) * distance).clamp(0, 1)
 
 
-def _offsets(columns: Tensor, times: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """From an object's centre to the right (B, T, 1, W) and down (B, T, H, 1), and its radius (B, T, 1, 1)."""
-    x, y, dx, dy, hop, radius, growth = columns[:, 4:11].view(-1, 7, 1, 1, 1).unbind(1)
-    time = times.view(-1, 1, 1)
-    right = _centres(width, times.device) - (x + dx * time)
-    below = _centres(height, times.device).view(-1, 1) - (y + dy * time - hop * (HOPS * math.pi * time).sin().abs())
-    return right, below, radius + growth * time
-
-
-def _turned(columns: Tensor, times: Tensor, right: Tensor, below: Tensor) -> tuple[Tensor, Tensor]:
-    """Offsets (B, T, H, W) along the object's own axes, which turn with it."""
-    first, turn = columns[:, 11:13].view(-1, 2, 1, 1, 1).unbind(1)
-    angle = first + turn * times.view(-1, 1, 1)
-    cos, sin = angle.cos(), angle.sin()
-    return right * cos + below * sin, below * cos - right * sin
-
-
-def _fading(columns: Tensor, times: Tensor, height: int, width: int) -> Tensor:
-    """(B, T, H, W): how much of an object's colour is gone, inside and outside of its outline."""
-    right, below, radius = _offsets(columns, times, height, width)
-    return columns[:, 13].view(-1, 1, 1, 1) * faded(_turned(columns, times, right, below)[0], radius)
-
-
 def render_rows(rows: Tensor, times: Tensor, height: int, width: int) -> Tensor:
-    """Scenes (B, 38), in the memory of the host, at `times` (T,): (B, T, 3, H, W) on the device of `times`."""
+    """Scenes (B, 34), in the memory of the host, at `times` (T,): (B, T, 3, H, W) on the device of `times`."""
     there = rows.to(times.device, non_blocking=True)
     # Where no camera pans, one frame of the ground does for all.
     clips = _ground(there, times if rows[:, GROUND - 1].any() else times[:1], height, width)
     clips = clips.expand(-1, len(times), -1, -1, -1)
-    for place, shapes, columns in _objects(rows, there):
-        plain = not rows[:, GROUND + (place + 1) * OBJECT - 1].any()
+    for _, shapes, columns in _objects(rows, there):
         colour = columns[:, 1:4].reshape(-1, 1, 3, 1, 1)
-        colour = colour if plain else colour * (1 - _fading(columns, times, height, width)).unsqueeze(2)
         clips = torch.lerp(clips, colour, _cover(shapes, columns, times, height, width).unsqueeze(2))
     return clips
 
@@ -115,14 +95,11 @@ def nearness_rows(rows: Tensor, times: Tensor, height: int, width: int) -> Tenso
 
 
 def masks_of_rows(rows: Tensor, times: Tensor, height: int, width: int) -> Tensor:
-    """(B, 3, T, height, width): how much of each pixel shows each object, the second on top, and faded halves."""
-    masks = torch.zeros(len(rows), MASKS, len(times), height, width, device=times.device)
-    gone = torch.zeros_like(masks[:, :OBJECTS])
+    """(B, 2, T, height, width): how much of each pixel shows each object; the second hides the first."""
+    masks = torch.zeros(len(rows), OBJECTS, len(times), height, width, device=times.device)
     for place, shapes, columns in _objects(rows, rows.to(times.device, non_blocking=True)):
         masks[:, place] = _cover(shapes, columns, times, height, width)
-        gone[:, place] = _fading(columns, times, height, width) / FADE
     masks[:, 0] *= 1 - masks[:, 1]
-    masks[:, OBJECTS] = (masks[:, :OBJECTS] * gone).sum(1)
     return masks
 
 

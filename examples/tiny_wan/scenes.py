@@ -37,10 +37,7 @@ TEXTURES = ("plain", "shaded", "striped")
 SIZES: dict[str, tuple[float, float]] = {"small": (0.11, 0.13), "": (0.15, 0.18), "large": (0.20, 0.22)}
 PANS: dict[str, float] = {"": 0.0, "left": -1.0, "right": 1.0}
 PAN_TRAVEL = 0.3
-HOPS, SPIN = 2, math.pi
-# How much the left half of what spins, as it stands before it turns, fades to grey: corners alone are too fine to
-# show a turn under noise.
-FADE = 0.5
+HOPS, SPIN = 2, math.pi / 2
 GROWTH = (0.6, 1.4)
 WORDS = (
     *("a", "over", "on", "the", ",", ".", "background", "and", "camera", "pans"),
@@ -70,22 +67,18 @@ class Item:
         return " ".join(word for word in (self.size, self.colour, self.shape) if word)
 
     def course(self, pan: str = "") -> tuple[float, ...]:
-        """Start x and y, drift in x and y, height of a hop, radius and its growth, angle at first, turn, fading."""
+        """Start x and y, drift in x and y, height of a hop, radius at first, its growth, turn in radians."""
         dx, dy = DIRECTIONS.get(self.motion, (0.0, 0.0))
         low, high = GROWTH if self.motion == "grow" else (1.0, 1.0)
         drift = dx * self.travel - PANS[pan] * PAN_TRAVEL, dy * self.travel
-        hop, spins = self.travel * (self.motion == "bounce"), float(self.motion == "spin")
-        growing = low * self.radius, (high - low) * self.radius
-        # Any angle: time is relative, so that nothing tells a frame's index from which a turn might be counted. It is
-        # taken from the last digits of the radius, lest it change what else is drawn.
-        angle = 2 * math.pi * (1e6 * self.radius % 1) * spins
-        return *self.start, *drift, hop, *growing, angle, SPIN * spins, FADE * spins
+        hop, turn = self.travel * (self.motion == "bounce"), SPIN * (self.motion == "spin")
+        return *self.start, *drift, hop, low * self.radius, (high - low) * self.radius, turn
 
     def at(self, time: Tensor, pan: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Centre x and y, radius and angle at `time`, each of its shape."""
-        x, y, dx, dy, hop, radius, growth, angle, turn, _ = self.course(pan)
+        x, y, dx, dy, hop, radius, growth, turn = self.course(pan)
         hops = hop * torch.sin(HOPS * math.pi * time).abs()
-        return x + dx * time, y + dy * time - hops, radius + growth * time, angle + turn * time
+        return x + dx * time, y + dy * time - hops, radius + growth * time, turn * time
 
 
 @dataclass(frozen=True)
@@ -127,11 +120,6 @@ def outline_distance(shape: str, dx: Tensor, dy: Tensor, radius: Tensor | float)
     return torch.maximum(dy, (3**0.5 * dx.abs() - dy) / 2) - 0.74 * radius
 
 
-def faded(across: Tensor, radius: Tensor) -> Tensor:
-    """How much of the fading an offset to the right of an object's centre sees: 1 in its left half, 0 in its right."""
-    return (0.5 - 3 * across / radius).clamp(0, 1)
-
-
 def _ground(scene: Scene, x: Tensor, y: Tensor, time: Tensor) -> Tensor:
     """(T | 1, 3, H, W): the named colour, shaded by a linear gradient and a plane wave that a pan shifts."""
     amplitude, fx, fy, phase = scene.wave
@@ -146,25 +134,12 @@ def frame_times(frames: int) -> Tensor:
     return torch.linspace(0, 1, frames)
 
 
-def _own_axes(item: Item, time: Tensor, x: Tensor, y: Tensor, pan: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Offsets (T, H, W) from the object's centre to its right and down, turned with it, and its radius (T, 1, 1)."""
-    cx, cy, radius, angle = item.at(time, pan)
-    dx, dy = x - cx, y - cy
-    return dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin(), radius
-
-
 def cover(item: Item, time: Tensor, x: Tensor, y: Tensor, side: int, pan: str = "") -> Tensor:
     """(T, H, W): how much of each pixel the object covers, 0 to 1."""
-    return (0.5 - side * outline_distance(item.shape, *_own_axes(item, time, x, y, pan))).clamp(0, 1)
-
-
-def _paint(item: Item, time: Tensor, x: Tensor, y: Tensor, pan: str) -> Tensor:
-    """(T | 1, 3, H | 1, W | 1): the object's colour, one half of which is faded where it spins."""
-    colour, fade = torch.tensor(COLOURS[item.colour]).view(3, 1, 1), item.course(pan)[-1]
-    if not fade:
-        return colour.unsqueeze(0)
-    across, _, radius = _own_axes(item, time, x, y, pan)
-    return colour * (1 - fade * faded(across, radius)).unsqueeze(1)
+    cx, cy, radius, angle = item.at(time, pan)
+    dx, dy = x - cx, y - cy
+    turned = (dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin())
+    return (0.5 - side * outline_distance(item.shape, *turned, radius)).clamp(0, 1)
 
 
 def nearness(scene: Scene, times: Tensor, height: int, width: int) -> Tensor:
@@ -183,6 +158,6 @@ def render(scene: Scene, times: Tensor, height: int, width: int) -> Tensor:
     time = times.view(-1, 1, 1)
     clip = _ground(scene, x, y, time).expand(len(times), -1, -1, -1)
     for item in scene.items:
-        covered = cover(item, time, x, y, min(height, width), scene.pan).unsqueeze(1)
-        clip = torch.lerp(clip, _paint(item, time, x, y, scene.pan), covered)
+        colour = torch.tensor(COLOURS[item.colour]).view(3, 1, 1)
+        clip = torch.lerp(clip, colour, cover(item, time, x, y, min(height, width), scene.pan).unsqueeze(1))
     return clip

@@ -21,7 +21,7 @@ from examples.tiny_wan.batches import Batch, GridSpec, Wishes, load_batches, sam
 from examples.tiny_wan.latents import PATCH
 from examples.tiny_wan.model import build_pipeline, save_pipeline
 from examples.tiny_wan.optim import Average, Optimizers
-from examples.tiny_wan.scene_batch import MASKS
+from examples.tiny_wan.scene_batch import OBJECTS
 from examples.tiny_wan.text import bind, encode, pretrain
 from examples.tiny_wan.vae import wired_vae
 
@@ -73,7 +73,7 @@ def grounding(seen: Tensor, batch: Batch) -> Tensor:
 
 
 def masking(logits: Tensor, batch: Batch, focus: float) -> Tensor:
-    """Cross-entropy of the objects' masks, which `logits` (B, N, 3 P P) tell, `focus` more of it around the objects.
+    """Cross-entropy of the objects' masks, which `logits` (B, N, 2 P P) tell, `focus` more of it around the objects.
 
     Asked in the middle of the transformer which words a token is to show, and where their outline runs, it learns both
     sooner than from the error of the pixels: supervised, what REPA (arXiv 2410.06940) takes from another model.
@@ -84,9 +84,9 @@ def masking(logits: Tensor, batch: Batch, focus: float) -> Tensor:
 
 
 def build_reader(transformer: nn.Module) -> nn.Module:
-    """What reads both objects' masks, and faded halves, off hidden states: (B, N, width) -> (B, N, 3 P P)."""
+    """What reads both objects' masks off hidden states: (B, N, width) -> (B, N, 2 P P)."""
     width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
-    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, MASKS * PATCH * PATCH))
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, OBJECTS * PATCH * PATCH))
 
 
 class Validation:
