@@ -1,9 +1,9 @@
 """Fine-tune a pipeline folder through sparse attention; `python -m examples.tiny_wan.finetune --help`.
 
 `diffattn.enable` on the stock transformer, and then an ordinary training loop: the gradients flow through the sparse
-operator, from the first step on, in every layer and at every noise level, also where --dense-start has sampling be
-dense. The result is a LoRA for `pipe.load_lora_weights(out)`, or with `--rank 0`, which trains all weights, a pipeline
-folder; a `diffattn_config.json` for `diffattn.enable(pipe, out)` lies beside it.
+operator, from the first step on, in every layer but the first --dense-layers, and at every noise level, also where
+--dense-start has sampling be dense. The result is a LoRA for `pipe.load_lora_weights(out)`, or with `--rank 0`, which
+trains all weights, a pipeline folder; a `diffattn_config.json` for `diffattn.enable(pipe, out)` lies beside it.
 
 With `--distil` the target is not the data but what the model that training starts from says with dense attention: the
 same for the same noise, so that far fewer clips tell what sparse attention changed.
@@ -46,7 +46,12 @@ def grid_of(frames: int, side: int) -> tuple[int, int, int]:
 
 
 def prepare(
-    pipe: WanPipeline, method: str, density: float | None, rank: int, lora: Path | None = None
+    pipe: WanPipeline,
+    method: str,
+    density: float | None,
+    rank: int,
+    lora: Path | None = None,
+    dense_layers: int = 0,
 ) -> list[nn.Parameter]:
     """Freeze what is not trained, add the LoRA, turn the method on; returns the parameters to train.
 
@@ -62,7 +67,8 @@ def prepare(
         set_peft_model_state_dict(transformer, {name.removeprefix("transformer."): w for name, w in weights.items()})
     if method != "dense":
         options = {} if density is None else {"density": density}
-        diffattn.enable(transformer, diffattn.config(method, **options), schedule=EVERY_CALL)
+        schedule = replace(EVERY_CALL, dense_layers=dense_layers)
+        diffattn.enable(transformer, diffattn.config(method, **options), schedule=schedule)
     return [parameter for parameter in transformer.parameters() if parameter.requires_grad]
 
 
@@ -132,6 +138,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--density", type=float, help="share of the query-key products; default: the method's")
     parser.add_argument("--dense-start", type=float, default=0.0,
                         help="share of the first sampling steps that stay dense, written into the config")  # fmt: skip
+    parser.add_argument("--dense-layers", type=int, default=0, help="first layers that stay dense")
     parser.add_argument("--rank", type=int, default=16, help="of the LoRA on q, k, v, o; 0 trains all weights")
     parser.add_argument("--resume", type=Path, help="folder of a LoRA of the same rank to go on from")
     parser.add_argument("--frames", type=int, default=33, help="of a clip; 65 is twice the length")
@@ -141,7 +148,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--distil", action="store_true", help="the goal is the dense model's velocity, not the data's")
     loop.add_arguments(parser, minutes=10.0, lr=1e-3)  # 5e-4 suits --rank 0
     args = parser.parse_args(argv)
-    args.schedule = replace(EVERY_CALL, dense_start=args.dense_start)
+    args.schedule = replace(EVERY_CALL, dense_start=args.dense_start, dense_layers=args.dense_layers)
     if args.resume and not (args.rank and (args.resume / LORA_WEIGHT_NAME_SAFE).is_file()):
         parser.error(
             f"--resume goes on with a LoRA, of --rank 1 or more: is there {args.resume / LORA_WEIGHT_NAME_SAFE}?"
@@ -155,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     loop.set_up(args)
     pipe = WanPipeline.from_pretrained(args.folder).to(args.device)
     teacher = copy.deepcopy(pipe.transformer).requires_grad_(False) if args.distil else None
-    trained = prepare(pipe, args.method, args.density, args.rank, args.resume)
+    trained = prepare(pipe, args.method, args.density, args.rank, args.resume, args.dense_layers)
     print(f"{sum(map(torch.numel, trained)):,} parameters to train")
     steps = train(pipe, trained, args, teacher)
     if args.method != "dense":

@@ -77,6 +77,13 @@ def test_the_loss_runs_through_the_sparse_operator(folder):
     assert gap > 0.05
 
 
+def test_first_layers_stay_dense(folder):
+    pipe = WanPipeline.from_pretrained(folder)
+    finetune.prepare(pipe, "radial", 0.4, rank=2, dense_layers=2)
+    velocity(pipe)
+    assert [layer.dense for layer in diffattn.summary(pipe).models[0].layers] == [True, True] + [False] * 4
+
+
 def test_a_distilled_goal_is_the_dense_models_velocity(folder):
     pipe = WanPipeline.from_pretrained(folder)
     teacher = WanPipeline.from_pretrained(folder).transformer
@@ -134,7 +141,7 @@ def test_a_lora_goes_on_from_another(folder, tmp_path):
 
 
 def test_all_weights_give_a_pipeline_with_its_method_beside_it(folder, tmp_path):
-    run(folder, tmp_path / "full", "--density", "0.4", "--rank", "0", "--dense-start", "0.1")
+    run(folder, tmp_path / "full", "--density", "0.4", "--rank", "0", "--dense-start", "0.1", "--dense-layers", "1")
     trained, start = (WanPipeline.from_pretrained(path) for path in (tmp_path / "full", folder))
     moved = [
         not torch.equal(a, b)
@@ -143,7 +150,7 @@ def test_all_weights_give_a_pipeline_with_its_method_beside_it(folder, tmp_path)
     assert sum(moved) > 0.9 * len(moved)
     config = json.loads((tmp_path / "full" / "diffattn_config.json").read_text())
     assert config["method"] == "radial"
-    assert config["schedule"] == {"dense_start": 0.1, "dense_end": 0, "dense_layers": 0}
+    assert config["schedule"] == {"dense_start": 0.1, "dense_end": 0, "dense_layers": 1}
     with pytest.raises(ValueError, match="dense_start must be a fraction"):
         run(folder, tmp_path / "none", "--dense-start", "1.5")
 
