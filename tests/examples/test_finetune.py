@@ -163,3 +163,25 @@ def test_the_decoder_trains_and_the_encoder_does_not(tmp_path):
     with torch.no_grad():
         assert torch.equal(encode_mean(trained, video), encode_mean(wired, video))
     assert trained.decoder.up_blocks[0].resnets[0].conv2.weight.abs().max() > 0
+
+
+def test_the_shipped_lora_brings_sparse_attention_nearer_to_dense():
+    pipe, lora = WanPipeline.from_pretrained(diffattn.tiny_wan()), f"{diffattn.tiny_wan()}/vmoba"
+    batch = next(iter(load_batches([GridSpec((9, 16, 16), 9, 1.0, 1)], 5, 0)))
+    noise = torch.randn(1, 6, 9, 32, 32, generator=torch.Generator().manual_seed(0))
+    latents = torch.lerp(from_tokens(batch.tokens, (9, 16, 16)), noise, 0.8)
+    words = finetune.encode_words(pipe, batch.words)
+
+    def velocity():
+        with torch.no_grad():
+            return pipe.transformer(latents, torch.tensor([800.0]), words, return_dict=False)[0]
+
+    exact = velocity()
+    diffattn.enable(pipe.transformer, diffattn.config("vmoba", density=0.21), schedule=finetune.EVERY_CALL)
+    before = (velocity() - exact).norm()
+    pipe.load_lora_weights(lora)
+    assert (velocity() - exact).norm() < 0.8 * before
+    assert diffattn.summary(pipe.transformer).density < 0.21
+    diffattn.disable(pipe.transformer)
+    diffattn.enable(pipe, lora)
+    assert "vmoba" in str(diffattn.summary(pipe))
