@@ -185,3 +185,18 @@ def test_the_shipped_lora_brings_sparse_attention_nearer_to_dense():
     diffattn.disable(pipe.transformer)
     diffattn.enable(pipe, lora)
     assert "vmoba" in str(diffattn.summary(pipe))
+
+
+def test_the_shipped_lora_for_twice_the_length_loads_with_its_method():
+    pipe, lora = WanPipeline.from_pretrained(diffattn.tiny_wan()), f"{diffattn.tiny_wan()}/radial_65"
+    pipe.set_progress_bar_config(disable=True)
+    options = {"height": 128, "width": 128, "num_frames": 65, "num_inference_steps": 2, "output_type": "latent"}
+
+    def latents():
+        return pipe("a red circle", guidance_scale=1.0, generator=torch.Generator().manual_seed(0), **options).frames
+
+    diffattn.enable(pipe, lora)
+    before = latents()
+    pipe.load_lora_weights(lora)
+    assert (latents() - before).norm() > 0.01 * before.norm()
+    assert "radial" in str(diffattn.summary(pipe)) and diffattn.summary(pipe).density < 0.31
