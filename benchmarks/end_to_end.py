@@ -17,10 +17,7 @@ from .tiny import PROMPTS, load, run
 
 
 def end_to_end(densities: Iterable[float], seeds: int, schedule: Schedule) -> list[Result]:
-    """PSNR and SSIM to the dense video, of every contender, density, prompt and seed.
-
-    The oracle's tiles of one token take as long as several of the others.
-    """
+    """PSNR and SSIM to the dense video, of every contender, density, prompt and seed."""
     pipe, results = load(), []
     cases = [(name, density) for density in densities for name in CONTENDERS]
     progress = tqdm(total=seeds * len(cases), unit="batch")
