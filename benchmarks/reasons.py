@@ -6,9 +6,8 @@ REASONS = {
     "auto": "covering everything costs 1/block of the density before anything is exact, much where blocks are small",
     "pyramid": "it drops blocks, and in the coarser levels a mean stands for up to 8 keys",
     "rectified": (
-        "R and C are the same for all queries of a block, as published: with the exact block masses in their place "
-        "they still add error where the queries of a block differ; one mean per block also ranks worse than the "
-        "several means of top-k blocks, and on short sequences the neighbours alone exceed the budget"
+        "R and C are the same for all queries of a block, as published: where its queries differ most of the rest is "
+        "left to the critical blocks, which then are too few"
     ),
     "vmoba": "a query chooses among few chunks, cut in time or in space alone in two layers of three",
     "vmoba, tile routing": "as vmoba, and all queries of a tile choose together, by their mean",

@@ -81,22 +81,58 @@ def block_mass(query: Tensor, key: Tensor, order: Tensor, block_q: int, block_k:
     Returns:
         `torch.Tensor`: `(B, H, R / block_q, R / block_k)` float32; rows sum to 1, rows without a query to 0.
     """
+    parts, weight = _parts_mass(query, key, order, block_q, block_k)
+    mass = torch.cat([(part * weight).sum(-2) for part in parts])
+    return mass.unflatten(0, (query.shape[0], query.shape[2]))
+
+
+def block_shares(query: Tensor, key: Tensor, order: Tensor, block: int, words: Tensor) -> tuple[Tensor, Tensor]:
+    """[`block_mass`] where words are keys too, and how far it differs within a block of queries.
+
+    Args:
+        words (`torch.Tensor`): `(B, text, Hkv, D)` keys that are not in `order`, scored one by one.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: mean over the parts of each block and their mean absolute deviation,
+        `(B, H, N, N + 1)` float32, all words together last.
+    """
+    parts, weight = _parts_mass(query, key, order, block, block, words)
+    means, deviations = [], []
+    for part in parts:
+        means.append((part * weight).sum(-2))
+        deviations.append((part.sub_(means[-1][..., None, :]).abs_() * weight).sum(-2))
+    return tuple(torch.cat(part).unflatten(0, (query.shape[0], query.shape[2])) for part in (means, deviations))
+
+
+def _parts_mass(
+    query: Tensor, key: Tensor, order: Tensor, block_q: int, block_k: int, words: Tensor | None = None
+) -> tuple[Iterator[Tensor], Tensor]:
+    """The mass `(n, NQ, parts, NK)` that parts of blocks give to blocks, some heads after the other, words last.
+
+    Also the share of each part in the queries of its block, `(NQ, parts, 1)`.
+    """
     sub_q, sub_k = (max(LEAST_SUB, block // SUBS) for block in (block_q, block_k))
     q, count_q = pooled(query, order, sub_q)
     k, count_k = pooled(key, order, sub_k)
     k = match_heads(k, q.shape[1])
     weight = count_q.view(-1, block_q // sub_q)
-    weight = weight / weight.sum(-1, keepdim=True).clamp(min=1)
     bias, scale = count_k.log(), query.shape[-1] ** -0.5
-
-    def mass(q: Tensor, k: Tensor) -> Tensor:
-        probs = torch.baddbmm(bias, q, k.mT, alpha=scale).softmax(-1)
-        probs = probs.unflatten(-1, (-1, block_k // sub_k)).sum(-1)
-        return (probs.unflatten(-2, weight.shape) * weight[..., None]).sum(-2)
-
     heads = max(1, _bytes(SCORE_BYTES, query) // (4 * q.shape[-2] * k.shape[-2]))
-    parts = zip(q.flatten(0, 1).split(heads), k.flatten(0, 1).split(heads))
-    return torch.cat([mass(*part) for part in parts]).unflatten(0, q.shape[:2])
+    tensors = [q, k] if words is None else [q, k, match_heads(words.transpose(1, 2).float(), q.shape[1])]
+
+    def mass(q: Tensor, k: Tensor, words: Tensor | None = None) -> Tensor:
+        logits = torch.baddbmm(bias, q, k.mT, alpha=scale)
+        if words is None:
+            probs = logits.softmax(-1).unflatten(-1, (-1, block_k // sub_k)).sum(-1)
+        else:
+            text = (scale * q @ words.mT).logsumexp(-1, keepdim=True)
+            probs = torch.cat((logits, text), -1).softmax(-1)
+            video = probs[..., :-1].unflatten(-1, (-1, block_k // sub_k)).sum(-1)
+            probs = torch.cat((video, probs[..., -1:]), -1)
+        return probs.unflatten(-2, weight.shape)
+
+    parts = zip(*(tensor.flatten(0, 1).split(heads) for tensor in tensors))
+    return (mass(*part) for part in parts), (weight / weight.sum(-1, keepdim=True).clamp(min=1))[..., None]
 
 
 def sampled_mass(query: Tensor, key: Tensor, order: Tensor, block_q: int, block_k: int, seed: int) -> Tensor:

@@ -22,7 +22,12 @@ from diffattn.methods._scores import counts_of, spread
 from diffattn.methods.rectified import good_blocks, neighbor_blocks, pooled_shares
 from diffattn.synthetic import structured_qkv
 
+BUDGETS = [RectifiedConfig(density=0.25), RectifiedConfig(keep=0.1, mass=0.3)]
 GOLDEN = RectifiedConfig(keep=0.5, mass=0.3, neighbors=False, block=16, order="raster")
+
+
+def name(config):
+    return "parts" if config.keep is None else "published"
 
 
 def test_golden_values():
@@ -49,25 +54,21 @@ def oracle(query, key, value, grid, config, block, tokens, exact=True):
     row = rows_of_tokens(grid, block, nested)
     video = torch.arange(grid.video_tokens) + grid.video_start
     text = torch.arange(grid.text) + grid.text_start
-    blocks = -(-grid.video_tokens // block)
     of = row[video] // block
-    q, n = means(query[:, video], of, blocks)
-    k, _ = means(key[:, video], of, blocks)
-    dq, _ = means((query[:, video].double() - q.transpose(1, 2)[:, of]).abs(), of, blocks)
-    dk, _ = means((key[:, video].double() - k.transpose(1, 2)[:, of]).abs(), of, blocks)
-    scale = query.shape[-1] ** -0.5
-    per_key = (scale * q @ k.mT).exp() * n  # every key of a block scores as their mean
-    words = (scale * q @ key[:, text].double().transpose(1, 2).mT).exp()
-    whole = per_key.sum(-1, keepdim=True) + words.sum(-1, keepdim=True)
-    shares, text_share = per_key / whole, words.sum(-1, keepdim=True) / whole
-    good = (q @ k.mT).abs() > (dq @ k.mT).abs() + (q @ dk.mT).abs()
-    everything = torch.cat((shares, text_share), -1) if grid.text else shares
-    ranked = everything.sort(-1, descending=True)
-    count = ((ranked.values.cumsum(-1) <= config.mass).sum(-1) + 1).clamp(min=int(config.keep * blocks + 1e-9))
-    critical = (everything.argsort(-1, descending=True).argsort(-1) < count[..., None])[..., :blocks]
-    critical = critical | near_blocks(grid, of, blocks)
-    keep = critical | ~good
-    weights = shares.masked_fill(keep, 0)
+    blocks = int(of.max()) + 1
+    if config.keep is None:
+        shares, text_share, gain = of_parts(query[:, video], key[:, video], key[:, text], row[video], block)
+        near_text = 2 * grid.video_tokens * grid.text + grid.text**2
+        count = round((config.density * grid.tokens**2 - near_text) / grid.video_tokens**2 * blocks)
+        critical = shares.argsort(-1, descending=True).argsort(-1) < count
+    else:
+        shares, text_share, gain = of_blocks(query[:, video], key[:, video], key[:, text], of)
+        everything = torch.cat((shares, text_share), -1) if grid.text else shares
+        ranked = everything.sort(-1, descending=True)
+        count = ((ranked.values.cumsum(-1) <= config.mass).sum(-1) + 1).clamp(min=int(config.keep * blocks + 1e-9))
+        critical = (everything.argsort(-1, descending=True).argsort(-1) < count[..., None])[..., :blocks]
+        critical = critical | near_blocks(grid, of, blocks)
+    weights = gain.masked_fill(critical, 0)
     tile = row[tokens] // block
     mask = torch.ones(*shares.shape[:2], len(tokens), grid.tokens, dtype=torch.bool)
     is_video = tile < blocks
@@ -83,6 +84,42 @@ def oracle(query, key, value, grid, config, block, tokens, exact=True):
     return out, critical
 
 
+def of_blocks(query, key, words, of):
+    """P of blocks and of text, and what of P is good by GAPR; one mean per block, as published."""
+    blocks = int(of.max()) + 1
+    q, n = means(query, of, blocks)
+    k, _ = means(key, of, blocks)
+    dq, _ = means((query.double() - q.transpose(1, 2)[:, of]).abs(), of, blocks)
+    dk, _ = means((key.double() - k.transpose(1, 2)[:, of]).abs(), of, blocks)
+    shares, text_share = given(q, k, n, words)
+    good = (q @ k.mT).abs() > (dq @ k.mT).abs() + (q @ dk.mT).abs()
+    return shares, text_share, shares.masked_fill(~good, 0)
+
+
+def of_parts(query, key, words, row, block):
+    """P of blocks and of text from parts of blocks, and what of P exceeds its mean deviation from part to part."""
+    size = max(4, block // 8)
+    blocks, per_block = int(row.max()) // block + 1, block // size
+    q, n_q = means(query, row // size, blocks * per_block)
+    k, n_k = means(key, row // size, blocks * per_block)
+    shares, text_share = given(q, k, n_k, words)
+    shares = torch.cat((shares.unflatten(-1, (blocks, per_block)).sum(-1), text_share), -1)
+    shares, weight = shares.unflatten(-2, (blocks, per_block)), n_q.view(blocks, per_block, 1)
+    weight = weight / weight.sum(-2, keepdim=True)
+    mean = (shares * weight).sum(-2, keepdim=True)
+    gain = (mean - ((shares - mean).abs() * weight).sum(-2, keepdim=True)).clamp(min=0)
+    return mean[..., 0, :-1], mean[..., 0, -1:], gain[..., 0, :-1]
+
+
+def given(q, k, counts, words):
+    """What mean queries give to groups of keys that all score as their mean, and to all words: shares of 1."""
+    scale = q.shape[-1] ** -0.5
+    per_group = (scale * q @ k.mT).exp() * counts
+    per_word = (scale * q @ words.double().transpose(1, 2).mT).exp()
+    whole = per_group.sum(-1, keepdim=True) + per_word.sum(-1, keepdim=True)
+    return per_group / whole, per_word.sum(-1, keepdim=True) / whole
+
+
 def near_blocks(grid, of, blocks):
     """(N, N) bool, blocks that hold tokens at most one step apart along every axis."""
     member = torch.nn.functional.one_hot(of, blocks).T.float()  # (N, V)
@@ -91,11 +128,11 @@ def near_blocks(grid, of, blocks):
     return reached @ member.T > 0
 
 
+@pytest.mark.parametrize("config", BUDGETS, ids=name)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_equals_the_dense_oracle(grid, dtype):
+def test_equals_the_dense_oracle(grid, dtype, config):
     query, key, value = inputs(grid, dtype)
-    config = RectifiedConfig(keep=0.1, mass=0.3)
     plan = config.plan(grid, query, key)
     block, tokens = block_size(grid, 32), torch.arange(grid.tokens)
     exact, critical = oracle(query, key, value, grid, config, block, tokens)
@@ -107,12 +144,12 @@ def test_equals_the_dense_oracle(grid, dtype):
     assert_close(attend(query, key, value, plan).transpose(1, 2), exact, rounded)
 
 
+@pytest.mark.parametrize("config", [RectifiedConfig(density=0.06), RectifiedConfig(keep=0.05, mass=0.1)], ids=name)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("grid", LARGE, ids=str)
-def test_equals_the_dense_oracle_at_size(grid, dtype):
+def test_equals_the_dense_oracle_at_size(grid, dtype, config):
     tensors, tokens = large_inputs(grid)
     query, key, value = (x.to(dtype) for x in tensors)
-    config = RectifiedConfig(keep=0.05, mass=0.1)
     exact, rounded = (oracle(query, key, value, grid, config, 128, tokens, exact)[0] for exact in (True, False))
     out = attend(query, key, value, config.plan(grid, query, key))
     assert_close(out[:, tokens].transpose(1, 2), exact, rounded)
@@ -131,7 +168,8 @@ def test_what_is_dropped_is_corrected_for():
     grid = TokenGrid(5, 9, 10)
     query, key, value = structured_qkv(grid, heads=2, dim=16)
     constant = torch.ones_like(value)
-    for config in (RectifiedConfig(density=0.1), RectifiedConfig(density=0.1, gapr=False)):
+    for given in ({}, {"gapr": False}, {"estimate": "block"}, {"estimate": "block", "gapr": False}):
+        config = RectifiedConfig(density=0.1, **given)
         out = attend(query, key, constant, config.plan(grid, query, key))
         # R and the weights of C sum to 1 up to the rounding of a softmax and of two sums
         assert (out - 1).abs().max() <= 8 * torch.finfo(torch.float32).eps
@@ -145,6 +183,34 @@ def test_neighbours_are_kept_first():
     assert kept[..., near].all()
     free = RectifiedConfig(keep=0.05, neighbors=False).plan(grid, query, key).lists[0].to_mask(len(near))
     assert not free[..., near].all() and (free <= kept).all()
+
+
+def test_with_density_neighbours_are_kept_on_request():
+    grid = TokenGrid(6, 12, 20)
+    query, key, _ = structured_qkv(grid, heads=2, dim=16)
+    near = neighbor_blocks(grid, "nested", 32)
+    plans = [RectifiedConfig(density=0.6, neighbors=asked).plan(grid, query, key) for asked in (None, False, True)]
+    free, same, kept = (plan.lists[0].to_mask(len(near)) for plan in plans)
+    assert torch.equal(free, same) and kept[..., near].all() and not free[..., near].all()
+    assert kept.sum() == free.sum()
+
+
+@pytest.mark.parametrize("text", [0, 20])
+def test_several_means_are_nearer_to_dense_attention_than_one(text):
+    grid = TokenGrid(8, 16, 16, text=text)
+    query, key, value = structured_qkv(grid)
+    mask = torch.ones(1, 1, 1, grid.tokens, dtype=torch.bool)
+    exact = attend_mask(query, key, value, mask).transpose(1, 2)
+    parts, block = (
+        float((attend(query, key, value, config.plan(grid, query, key)) - exact).norm() / exact.norm())
+        for config in (RectifiedConfig(density=0.2, estimate=estimate) for estimate in ("parts", "block"))
+    )
+    assert parts < 0.6 * block
+
+
+def test_unknown_estimate():
+    with pytest.raises(ValueError, match="estimate must be one of parts, block, got 'mean'"):
+        RectifiedConfig(estimate="mean")
 
 
 def test_presets_of_the_paper():
