@@ -42,13 +42,13 @@ def test_random_blocks_are_as_many_as_the_best_and_differ_by_layer_and_seed():
 
 
 def test_methods_beat_the_controls_on_rough_fields():
-    """PSA and Rectified better than top-k blocks, all better than random blocks, auto far ahead."""
+    """PSA better than top-k blocks, Rectified by far, all better than random blocks, auto ahead."""
     (sample,) = synthetic(TokenGrid(8, 16, 16), 1, octaves=4)
     sample = replace(sample, **{name: getattr(sample, name)[:, :, :2] for name in ("query", "key", "value")})
     error = {result.name: result.scores["error"] for result in measure(sample, [0.145])}
-    assert error["auto"] <= 0.6 * min(error["pyramid"], error["rectified"])
-    assert error["auto"] <= 0.4 * error["top-k blocks"]
-    assert max(error["pyramid"], error["rectified"]) < error["top-k blocks"]
+    assert error["auto"] <= 0.6 * error["pyramid"] and error["auto"] < error["rectified"]
+    assert error["auto"] <= 0.4 * error["top-k blocks"] and error["rectified"] <= 0.6 * error["top-k blocks"]
+    assert error["pyramid"] < error["top-k blocks"]
     assert all(error[name] < error["random blocks"] for name in METHODS)
 
 
