@@ -6,6 +6,7 @@ Beside the result only the keys and values of one head are copied, into memory t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from .rows import build_pyramid
 from .scratch import Scratch
 from .torch_softmax import softmax_form
 from .torch_tiles import softmax_of_chunk
-from .worklist import Chunk, Worklist, worklist
+from .worklist import Worklist, worklist
 
 
 def head_job(
@@ -37,28 +38,24 @@ def head_job(
     form = softmax_form(query)
     keys, values = (_rows(tensor, plan, scratch, name) for name, tensor in (("keys", key), ("values", value)))
     parts = [part_of(plan, slice(0, 1), slice(head, head + 1)) for head in range(query.shape[2])]
-    works = [worklist(part, (1, 1, _tokens(part).numel()), keys, form.scored) for part in parts]
+    works = [worklist(part, (1, 1, part.order.shape[-1]), keys, form.scored) for part in parts]
     granules = works[0].granules(keys), works[0].granules(values)
+    tasks = []
     for head, (part, work) in enumerate(zip(parts, works)):
-        idle = _tokens(part)[work.idle].flatten()
-        idle = idle[idle >= 0]
-        out[0, idle, head], lse[0, head, idle] = 0, -torch.inf
-    chunks: Iterator[tuple[int, Plan, Worklist, Chunk]] = iter(
-        [(head, part, work, chunk) for head, (part, work) in enumerate(zip(parts, works)) for chunk in work.chunks]
-    )
+        placed = _placed(part, work)
+        out[0, placed.idle, head], lse[0, head, placed.idle] = 0, -torch.inf
+        rows = scratch(f"queries {head}", query.dtype, len(placed.read), query.shape[-1])
+        torch.index_select(query[0, :, head], 0, placed.read, out=rows)
+        tiles = rows.view(-1, *form.lead, part.block_q, query.shape[-1]).split([len(c.rows) for c in work.chunks])
+        tasks += [(head, part, work, *task) for task in zip(work.chunks, tiles, placed.tokens, placed.real)]
+    queue: Iterator[tuple] = iter(tasks)
 
     def run(own: Scratch) -> None:
-        for head, part, work, chunk in chunks:
-            tokens = _tokens(part).index_select(0, chunk.rows).flatten()
-            padded = part.order.numel() > part.tokens
-            q = own("q", query.dtype, len(chunk.rows), *form.lead, part.block_q, query.shape[-1])
-            at = tokens.clamp(min=0) if padded else tokens
-            torch.index_select(query[0, :, head], 0, at, out=q.view(-1, query.shape[-1]))
+        for head, part, work, chunk, q, tokens, real in queue:
             found = softmax_of_chunk(q, *granules, chunk, work, part, scale, form, own)
             found_out, found_lse = found[0].reshape(-1, out.shape[-1]), found[1].reshape(-1)
-            if padded:
-                real = tokens >= 0
-                tokens, found_out, found_lse = tokens[real], found_out[real], found_lse[real]
+            if real is not None:
+                found_out, found_lse = found_out[real], found_lse[real]
             out[0, :, head].index_copy_(0, tokens, found_out)
             lse[0, head].index_copy_(0, tokens, found_lse)
 
@@ -71,9 +68,32 @@ def _rows(tokens: Tensor, plan: Plan, scratch: Scratch, name: str) -> Tensor:
     return rows if rows.is_contiguous() else scratch(name, rows.dtype, *rows.shape).copy_(rows)
 
 
-def _tokens(plan: Plan) -> Tensor:
-    """`(NQ, BQ)` int64, the tokens of every query tile of a plan of one head, -1 for padding."""
-    at = "tokens of tiles"
-    if at not in plan._cache:
-        plan._cache[at] = plan.order.reshape(-1, plan.block_q).long()
-    return plan._cache[at]
+@dataclass(frozen=True, eq=False)
+class _Placed:
+    """Where the query tiles of a worklist's chunks are read and written.
+
+    Args:
+        read (`torch.Tensor`): int64, the token of every row of all chunks, one after the other; any for padding.
+        tokens (`list[torch.Tensor]`): per chunk, without padding.
+        real (`list[torch.Tensor | None]`): per chunk bool, the rows that hold a token; None for all.
+        idle (`torch.Tensor`): tokens of query tiles that visit nothing.
+    """
+
+    read: Tensor
+    tokens: list[Tensor]
+    real: list[Tensor | None]
+    idle: Tensor
+
+
+def _placed(plan: Plan, work: Worklist) -> _Placed:
+    """The tokens of a worklist of a plan of one head, found once."""
+    if work not in plan._cache:
+        of_tiles = plan.order.reshape(-1, plan.block_q).long()
+        tokens = [of_tiles[chunk.rows].flatten() for chunk in work.chunks]
+        live = [some >= 0 for some in tokens]
+        real = [None if bool(some.all()) else some for some in live]
+        written = [some if rows is None else some[rows] for some, rows in zip(tokens, real)]
+        read = torch.cat([of_tiles[:0].flatten(), *tokens]).clamp_(min=0)
+        idle = of_tiles[work.idle].flatten()
+        plan._cache[work] = _Placed(read, written, real, idle[idle >= 0])
+    return plan._cache[work]
