@@ -126,7 +126,7 @@ def _candidates(case: Case, densities: tuple[float, ...], section: str) -> Itera
     yield from candidates.dense(case)
     for density in densities:
         blocks = case.blocks(density)
-        if section == "auto" and break_even(case.tokens) < float(blocks.double().mean()) < 1:
+        if section == "auto" and break_even(case.tokens, case.dtype, case.device) < float(blocks.double().mean()) < 1:
             continue
         yield candidates.ours(case, blocks, lse=section != "auto")
         if section == "forward" or (section == "backward" and case.device != "cpu"):

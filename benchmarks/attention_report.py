@@ -29,13 +29,19 @@ COLUMNS = {
     "TFLOP/s": lambda row: _known(row.tflops, "{:.3g}"),
     "MB": lambda row: _known(row.memory and row.memory / 2**20, "{:.0f}"),
 }
+
+
+def _even(dtype: torch.dtype) -> str:
+    return ", ".join(f"{break_even(tokens, dtype):.2f} of {tokens:,} tokens" for tokens in (512, 1024, 2048, 8192))
+
+
 TITLES = {
     "forward": "## Forward\n\nRandom block lists for each head; ours with log-weights and lse.",
     "backward": "## Backward\n\nGradients of query, key and value; the forward pass is not in the time.",
     "auto": (
         "## What auto chooses\n\nShort sequences and high densities, without lse. Plans that keep more than "
-        f"{break_even(512):.2f} of 512 tokens, {break_even(1024):.2f} of 1,024 or {break_even(2048):.2f} of more do "
-        "not get here in a model: its own dense backend keeps all, in less time."
+        f"{_even(torch.float32)} in float32, {_even(torch.bfloat16)} in bf16, do not get here in a model: its own "
+        "dense backend keeps all, in less time."
     ),
     "time against density": "## Time against density",
     "time against length": "## Time against length\n\nEvery query keeps about the same number of keys.",

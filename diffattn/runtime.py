@@ -141,7 +141,7 @@ class Runtime:
             density = getattr(self.config, "density", None)
         else:
             density = self._plan(placement, layer, query, key).density
-        if density is None or density <= break_even(query.shape[1]):
+        if density is None or density <= break_even(query.shape[1], query.dtype, query.device.type):
             return None
         return f"plan density {density:.2f}: dense is faster"
 

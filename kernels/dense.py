@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from .plan import Plan
-from .torch_softmax import flash_cpu
+from .torch_softmax import flash_cpu, has_amx
 
 MASK_TOKENS = 1024  # a mask of so many tokens squared is small
 
 
-def break_even(tokens: int) -> float:
-    """Density above which dense attention without a mask is faster than tiles, as measured on CPUs."""
+def break_even(tokens: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> float:
+    """Density above which dense attention without a mask is faster than tiles, as measured on CPUs.
+
+    With AMX dense attention gains more than tiles do, most of all in bf16.
+    """
+    if device == "cpu" and has_amx():
+        if dtype == torch.bfloat16:
+            return max(0.0, 0.44 - 220 / tokens)
+        return min(0.7, 0.38 + 0.07 * math.log2(max(tokens, 512) / 512))
     return 0.5 - 30 / tokens if tokens <= MASK_TOKENS else 0.75
+
+
+def break_even_masked(tokens: int, dtype: torch.dtype) -> float:
+    """Density above which dense attention with a plan's mask is faster, for up to `MASK_TOKENS`, as measured on CPUs.
+
+    A mask costs dense attention a tenth, with AMX and bf16 a third; short lists cost more.
+    """
+    return 0.55 - 200 / tokens if has_amx() and dtype == torch.bfloat16 else 0.6 - 30 / tokens
 
 
 def why_dense(plan: Plan, query: Tensor, key: Tensor, value: Tensor, return_lse: bool) -> str | None:
@@ -23,8 +40,7 @@ def why_dense(plan: Plan, query: Tensor, key: Tensor, value: Tensor, return_lse:
     on_cpu = query.device.type == "cpu" and flash_cpu() is not None
     if plan.full and (on_cpu or not return_lse):
         return "the plan keeps every key"
-    # where the two met on CPUs, float32 and bf16 together: a mask costs dense attention a tenth, short lists cost more
-    if on_cpu and plan.tokens <= MASK_TOKENS and plan.density > 0.6 - 30 / plan.tokens:
+    if on_cpu and plan.tokens <= MASK_TOKENS and plan.density > break_even_masked(plan.tokens, query.dtype):
         return f"of {plan.tokens} tokens the plan keeps {plan.density:.2f}"
     return None
 

@@ -45,7 +45,13 @@ def has_slow_flash_bf16() -> bool:
     It calls a gemm that widens bf16 to fp32 unless there is AMX, while a batched matmul of bf16 is 2 to 4 times as
     fast.
     """
-    return torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
+    return torch.cpu._is_avx512_bf16_supported() and not has_amx()
+
+
+@cache
+def has_amx() -> bool:
+    """Whether this processor multiplies tiles of bf16, as Intel's servers do since Sapphire Rapids."""
+    return torch.cpu._is_amx_tile_supported()
 
 
 @cache

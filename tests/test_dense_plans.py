@@ -16,6 +16,11 @@ def sparse_however_small():
     """Here it is what is tested."""
 
 
+@pytest.fixture(autouse=True)
+def whatever_the_processor(monkeypatch):
+    monkeypatch.setattr("diffattn.kernels.dense.has_amx", lambda: False)
+
+
 def forward(model, side=32):
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -56,6 +61,14 @@ def test_short_sequences_break_even_earlier(density, sparse_calls):
     assert break_even(320) == 0.5 - 30 / 320 and break_even(1024) < 0.5 < break_even(1025)
     _, layer, _ = run(VMoBAConfig(density=density), side=16)
     assert (layer.sparse_calls, sum(layer.dense_calls.values())) == (sparse_calls, 1 - sparse_calls)
+
+
+def test_with_amx_dense_attention_is_faster_sooner(monkeypatch):
+    monkeypatch.setattr("diffattn.kernels.dense.has_amx", lambda: True)
+    for tokens in (64, 512, 2048, 8192):
+        assert 0 <= break_even(tokens, torch.bfloat16) < break_even(tokens, torch.float32) <= 0.7
+        assert break_even(tokens, torch.bfloat16, "cuda") == break_even(tokens, torch.float32, "cuda")
+    assert break_even(8192, torch.bfloat16, "cuda") == 0.75
 
 
 @pytest.mark.parametrize("config, impl", [(RadialConfig(density=0.9), "torch"), (RadialConfig(density=0.5), "auto")])
