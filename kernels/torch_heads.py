@@ -1,7 +1,7 @@
 """One head straight from tokens to tokens, in plain torch: what inference on a CPU takes where heads are long.
 
-Beside the result only the queries, keys and values of one KV head for each thread are copied, into memory that the next
-head uses again.
+Beside the result only the queries, keys and values of one KV head for each thread are copied, into memory that the
+next head uses again.
 """
 
 from __future__ import annotations
