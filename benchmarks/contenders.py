@@ -18,7 +18,12 @@ METHODS = {
     "neighborhood": {},
     "radial": {},
 }
-CONTROLS = {"top-k tokens (oracle)": TopTokens, "top-k blocks": TopBlocks, "random blocks": RandomBlocks}
+ORACLES = {"top-k tokens, mean of the rest (oracle)": True, "top-k tokens (oracle)": False}
+CONTROLS = {
+    **{name: partial(TopTokens, rest=rest) for name, rest in ORACLES.items()},
+    "top-k blocks": TopBlocks,
+    "random blocks": RandomBlocks,
+}
 CONTENDERS = {
     **{name: partial(diffattn.config, name.split(",")[0], **options) for name, options in METHODS.items()},
     **CONTROLS,

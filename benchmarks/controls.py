@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffattn import AttentionConfig, Plan, TileList, TokenGrid
+from diffattn.kernels.affine import Affine
 from diffattn.methods._order import block_order, block_size
 from diffattn.methods._scores import block_mass, match_heads
 from diffattn.methods._select import top
@@ -22,15 +23,21 @@ def dense(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return torch.nn.functional.scaled_dot_product_attention(*parts, enable_gqa=True).transpose(1, 2)
 
 
-def best_tokens(query: Tensor, key: Tensor, value: Tensor, density: float) -> Tensor:
-    """Each query with the share `density` of the keys that score highest: no selection of keys keeps more mass."""
+def best_tokens(query: Tensor, key: Tensor, value: Tensor, density: float, rest: bool = False) -> Tensor:
+    """Each query with the share `density` of the keys that score highest: no selection of keys keeps more mass.
+
+    With `rest` the keys that are left out share their mass evenly, as if one mean value stood for them.
+    """
     count = _count(density, key.shape[1])
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     out = []
     for rows in q.split(ROWS, 2):
-        scores = rows @ k.mT * q.shape[-1] ** -0.5
-        least = scores.topk(count, -1).values[..., -1:]
-        out.append(scores.masked_fill(scores < least, -torch.inf).softmax(-1) @ v)
+        probs = (rows @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
+        kept = probs >= probs.topk(count, -1).values[..., -1:]
+        best = probs.where(kept, 0)
+        mass = best.sum(-1, keepdim=True)
+        share = (1 - mass) / (~kept).sum(-1, keepdim=True).clamp(min=1)
+        out.append((best.where(kept, share) if rest else best / mass) @ v)
     return torch.cat(out, 2).transpose(1, 2)
 
 
@@ -39,6 +46,7 @@ class TopTokens(AttentionConfig):
     """[`best_tokens`] as a plan: tiles of one token, so for short sequences only."""
 
     density: float
+    rest: bool = False
 
     method: ClassVar[str] = "top-k tokens"
     dynamic: ClassVar[bool] = True
@@ -49,7 +57,16 @@ class TopTokens(AttentionConfig):
         best = scores.topk(_count(self.density, grid.tokens), -1).indices
         counts = torch.full(best.shape[:-1], best.shape[-1], dtype=torch.int32)
         order = torch.arange(grid.tokens, device=query.device)[None, None]
-        return Plan(grid.tokens, order, (TileList(counts.to(query.device), best.int(), 1),), 1)
+        lists = TileList(counts.to(query.device), best.int(), 1)
+        post = _mean_of_the_rest(scores * q.shape[-1] ** -0.5, best) if self.rest else None
+        return Plan(grid.tokens, order, (lists,), 1, post=post)
+
+
+def _mean_of_the_rest(scores: Tensor, best: Tensor) -> Affine:
+    """What makes the mean value of all keys but the `best` stand for the mass they had; tiles of one token."""
+    mass = scores.softmax(-1).gather(-1, best).sum(-1)
+    share = (1 - mass) / max(scores.shape[-1] - best.shape[-1], 1)
+    return Affine(mass, share[..., None].expand_as(scores).scatter(-1, best, 0.0), 1)
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,9 @@ from torch import Tensor
 
 from diffattn import attend
 
-from .contenders import CONTENDERS, contender
+from .contenders import CONTENDERS, ORACLES, contender
 from .controls import best_tokens, dense
 from .sources import Sample
-
-ORACLE = "top-k tokens (oracle)"
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,8 @@ def measure(sample: Sample, densities: Iterable[float]) -> list[Result]:
 
 def _measure(sample: Sample, exact: Tensor, name: str, density: float) -> Result:
     tensors = sample.query, sample.key, sample.value
-    if name == ORACLE:
-        error = relative_error(best_tokens(*tensors, density), exact)
+    if name in ORACLES:
+        error = relative_error(best_tokens(*tensors, density, ORACLES[name]), exact)
         return Result(name, density, density, {"error": error}, sample.labels)
     plan = contender(name, density).plan(sample.grid, sample.query, sample.key, layer=sample.layer)
     error = relative_error(attend(*tensors, plan), exact)

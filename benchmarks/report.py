@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .contenders import CONTROLS
+from .contenders import CONTROLS, ORACLES
 from .measures import Result, grouped, mean
 from .reasons import reasons
 
@@ -42,24 +42,31 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 def findings(results: list[Result], score: str) -> str:
-    """Sentences on who is not better than top-k blocks and random blocks, at which density."""
+    """Sentences on who is better than an oracle, or not better than top-k blocks and random blocks, at which density."""
     cells = grouped(results, "name", "asked")
-    methods = [name for name in _names(results) if name not in CONTROLS]
-    sentences, behind = [], set()
-    for control in (TOP, RANDOM):
-        worse: dict[str, list[str]] = {}
-        for (name, density), cell in cells.items():
-            if name in methods and not _better(cell, cells[control, density], score):
-                worse.setdefault(name, []).append(f"{density:g}")
-        behind |= worse.keys()
-        listed = "; ".join(f"{name} (at {', '.join(at)})" for name, at in worse.items())
-        sentences.append(f"Not better than {control}: {listed or 'none'}.")
+    ahead = {control: _those(cells, control, score, better=True) for control in ORACLES}
+    behind = {control: _those(cells, control, score, better=False) for control in (TOP, RANDOM)}
+    sentences = [f"Better than {control}: {_listed(found)}." for control, found in ahead.items()]
+    sentences += [f"Not better than {control}: {_listed(found)}." for control, found in behind.items()]
     over = {f"{name} ({mean_density(cell):.2f} for {density:g})" for (name, density), cell in cells.items()
             if mean_density(cell) > TOLERANCE * density}  # fmt: skip
     if over:
         sentences.append(f"Spends more than it was asked to, so that its row flatters it: {'; '.join(sorted(over))}.")
-    why = reasons([name for name in methods if name in behind])
+    why = reasons([name for name in _names(results) if any(name in found for found in behind.values())])
     return " ".join(sentences) + (f"\n\n{why}" if why else "")
+
+
+def _those(cells: dict[tuple, list[Result]], control: str, score: str, better: bool) -> dict[str, list[str]]:
+    """At which densities which methods are, or are not, better than a control."""
+    found: dict[str, list[str]] = {}
+    for (name, density), cell in cells.items():
+        if name not in CONTROLS and _better(cell, cells[control, density], score) == better:
+            found.setdefault(name, []).append(f"{density:g}")
+    return found
+
+
+def _listed(found: dict[str, list[str]]) -> str:
+    return "; ".join(f"{name} (at {', '.join(at)})" for name, at in found.items()) or "none"
 
 
 def mean_density(cell: list[Result]) -> float:
@@ -87,7 +94,7 @@ def _draw(axes: Any, results: list[Result], score: str) -> None:
         line = sorted((mean_density(cell), mean(cell, score)) for cell in cells)
         style = {"color": f"C{index}", "marker": "o"}
         if name in CONTROLS:
-            style = {"color": str(0.15 + 0.25 * list(CONTROLS).index(name)), "marker": "s", "linestyle": "--"}
+            style = {"color": str(0.1 + 0.2 * list(CONTROLS).index(name)), "marker": "s", "linestyle": "--"}
         axes.plot(*zip(*line), markersize=5, label=name, **style)
     axes.set(xlabel="density (share of query-key products computed)", ylabel=NAMES[score])
     if score == "error":

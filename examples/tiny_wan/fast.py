@@ -13,9 +13,12 @@ import torch.nn.functional as F
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
+from diffattn.kernels.torch_softmax import has_amx
 from examples.tiny_wan.latents import positions
 
-EXPLICIT_BELOW = 800  # tokens up to which a materialised softmax beats SDPA on a CPU
+AMX = has_amx()
+EXPLICIT_BELOW = 300 if AMX else 800  # tokens up to which a materialised softmax beats SDPA on a CPU
+HEADS_AT_ONCE = 2  # of a backward pass that writes N x N probabilities down
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -52,7 +55,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     if query.is_cuda:
         out = F.scaled_dot_product_attention(query, key, value)
     elif query.shape[2] > EXPLICIT_BELOW:
-        out = _ForwardInFloat32.apply(query, key, value)
+        form = _BackwardOfMatrices if AMX and query.dtype == torch.bfloat16 else _ForwardInFloat32
+        out = form.apply(query, key, value)
     else:
         scores = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)
         out = scores.softmax(-1) @ value
@@ -72,6 +76,38 @@ class _ForwardInFloat32(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return FLASH_BACKWARD(grad, *ctx.saved_tensors, 0.0, False)
+
+
+class _BackwardOfMatrices(torch.autograd.Function):
+    """SDPA on a CPU with AMX: flash attention forward; backward whole matrices of `HEADS_AT_ONCE` heads, N x N each.
+
+    Matrix products of bf16 are so fast there that writing the probabilities down costs less than blocks of them do.
+    """
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out, lse = FLASH(query, key, value)
+        ctx.save_for_backward(query, key, value, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value, out, lse = ctx.saved_tensors
+        scale, leading = query.shape[-1] ** -0.5, query.shape[:2]
+        mean = (grad.float() * out.float()).sum(-1)
+        rows = (x.flatten(0, 1).split(HEADS_AT_ONCE) for x in (query * scale, key, value, grad, lse, mean))
+        grads = [_gradients(*parts) for parts in zip(*rows, strict=True)]
+        dq, dk, dv = (torch.cat(parts).unflatten(0, leading) for parts in zip(*grads, strict=True))
+        return dq * scale, dk, dv
+
+
+def _gradients(
+    query: Tensor, key: Tensor, value: Tensor, grad: Tensor, lse: Tensor, mean: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of (heads, N, D) `query`, scaled, `key` and `value`; `lse` and `mean`, grad x out, are (heads, N)."""
+    probs = (key @ query.mT - lse.unsqueeze(1)).exp()  # (heads, keys, queries), fp32
+    scores = (probs * ((value @ grad.mT) - mean.unsqueeze(1))).to(query.dtype)
+    return scores.mT @ key, scores @ query, probs.to(query.dtype) @ grad
 
 
 def _even_first(channels: Tensor, heads: int) -> Tensor:

@@ -213,8 +213,10 @@ def test_fast_forward_equals_the_stock_transformer():
     torch.testing.assert_close(seen.sum(-1), torch.ones(6, 2, 48))
 
 
+@pytest.mark.parametrize("amx", [False, True])
 @pytest.mark.parametrize(("dtype", "budget"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
-def test_attention_and_its_gradients_equal_sdpa_in_float64(dtype, budget):
+def test_attention_and_its_gradients_equal_sdpa_in_float64(dtype, budget, amx, monkeypatch):
+    monkeypatch.setattr(fast, "AMX", amx)
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(2, fast.EXPLICIT_BELOW + 9, 2, 32, generator=generator).to(dtype) for _ in range(4)]
     results = []

@@ -7,7 +7,7 @@ import torch
 
 import diffattn
 from benchmarks import distances, planning, quality, report
-from benchmarks.contenders import METHODS
+from benchmarks.contenders import METHODS, ORACLES
 from benchmarks.controls import RandomBlocks, TopBlocks, TopTokens, best_tokens
 from benchmarks.end_to_end import similarity
 from benchmarks.measures import Result, measure
@@ -16,13 +16,15 @@ from diffattn import TokenGrid, attend
 from diffattn.synthetic import structured_qkv
 
 GRID = TokenGrid(3, 6, 8)
+REST, TOKENS = ORACLES
 QKV = structured_qkv(GRID, heads=2, dim=16, batch=2)
 
 
-def test_the_oracle_as_a_plan_is_the_best_tokens():
-    plan = TopTokens(0.2).plan(GRID, *QKV[:2])
+@pytest.mark.parametrize("rest", [False, True])
+def test_the_oracle_as_a_plan_is_the_best_tokens(rest):
+    plan = TopTokens(0.2, rest).plan(GRID, *QKV[:2])
     assert plan.density == pytest.approx(29 / 144)
-    torch.testing.assert_close(attend(*QKV, plan), best_tokens(*QKV, 0.2), rtol=0, atol=1e-5)
+    torch.testing.assert_close(attend(*QKV, plan), best_tokens(*QKV, 0.2, rest), rtol=0, atol=1e-5)
 
 
 def test_random_blocks_are_as_many_as_the_best_and_differ_by_layer_and_seed():
@@ -55,18 +57,22 @@ def test_methods_beat_the_controls_on_rough_fields():
 def test_findings_name_who_loses_and_who_overspends():
     def results(score, **errors):
         names = {"auto": "auto", "radial": "radial", "top": "top-k blocks", "random": "random blocks"}
+        names |= {"best": TOKENS, "rest": REST}
         return [Result(names[key], 0.1, reached, {score: value}) for key, (value, reached) in errors.items()]
 
-    made = results("error", auto=(0.2, 0.1), radial=(0.5, 0.3), top=(0.3, 0.1), random=(0.4, 0.1))
+    exact = {"best": (0.25, 0.1), "rest": (0.1, 0.1)}
+    made = results("error", auto=(0.2, 0.1), radial=(0.5, 0.3), top=(0.3, 0.1), random=(0.4, 0.1), **exact)
     text = report.findings(made, "error")
     assert text.startswith(
+        f"Better than {REST}: none. Better than {TOKENS}: auto (at 0.1). "
         "Not better than top-k blocks: radial (at 0.1). Not better than random blocks: radial (at 0.1)."
     )
     assert "radial (0.30 for 0.1)" in text
-    made = results("psnr", auto=(20.0, 0.1), radial=(30.0, 0.1), top=(25.0, 0.1), random=(10.0, 0.1))
+    exact = {"best": (40.0, 0.1), "rest": (50.0, 0.1)}
+    made = results("psnr", auto=(20.0, 0.1), radial=(30.0, 0.1), top=(25.0, 0.1), random=(10.0, 0.1), **exact)
     text = report.findings(made, "psnr")
-    said = "Not better than top-k blocks: auto (at 0.1). Not better than random blocks: none.\n\n- auto: "
-    assert text.startswith(said) and text.count("\n- ") == 1
+    said = "none. Not better than top-k blocks: auto (at 0.1). Not better than random blocks: none.\n\n- auto: "
+    assert said in text and text.count("\n- ") == 1
 
 
 def test_mass_by_distance_of_even_and_of_local_attention():
