@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from diffattn.kernels.affine import Affine
 from torch import Tensor
 
 from diffattn import AttentionConfig, Plan, TileList, TokenGrid
-from diffattn.kernels.affine import Affine
 from diffattn.methods._order import block_order, block_size
 from diffattn.methods._scores import block_mass, match_heads
 from diffattn.methods._select import top

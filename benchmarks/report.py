@@ -42,7 +42,7 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 def findings(results: list[Result], score: str) -> str:
-    """Sentences on who is better than an oracle, or not better than top-k blocks and random blocks, at which density."""
+    """Sentences on who is better than an oracle, or not better than blocks, the best or random, at which density."""
     cells = grouped(results, "name", "asked")
     ahead = {control: _those(cells, control, score, better=True) for control in ORACLES}
     behind = {control: _those(cells, control, score, better=False) for control in (TOP, RANDOM)}

@@ -10,10 +10,10 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
+from diffattn.kernels.torch_softmax import has_amx
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
-from diffattn.kernels.torch_softmax import has_amx
 from examples.tiny_wan.latents import positions
 
 AMX = has_amx()
