@@ -13,3 +13,10 @@ if not torch.cuda.is_available():
 def sparse_however_small(monkeypatch):
     """Models of tests have few tokens, and plans keep most: dense attention is faster, and not what is tested."""
     monkeypatch.setattr("diffattn.runtime.break_even", lambda *_: 1.0)
+
+
+@pytest.fixture(autouse=True)
+def denormals():
+    """Training has the processor round them to zero, which hypothesis refuses to draw numbers under."""
+    yield
+    torch.set_flush_denormal(False)

@@ -11,7 +11,7 @@ from benchmarks.tiny import load
 from diffattn import HeadSet
 
 SMALL = (
-    "--objectives sharpness --size 64 --prompts 2 --held-out 5 --rounds 1 --steps 2 --guidance-scale 1 "
+    "--objectives sharpness --size 64 --prompts 4 --held-out 5 --rounds 1 --steps 2 --guidance-scale 1 "
     "--scale 0.5 --strength 0.5 --check 0"
 )
 
