@@ -14,6 +14,7 @@ clip as before, in twice as many frames.
 
 import argparse
 import copy
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import diffattn
-from diffattn import Schedule
+from diffattn import AttentionConfig, Schedule
 from examples.tiny_wan import loop
 from examples.tiny_wan.batches import Batch, GridSpec, load_batches
 from examples.tiny_wan.latents import from_tokens, to_tokens
@@ -47,13 +48,12 @@ def grid_of(frames: int, side: int) -> tuple[int, int, int]:
 
 def prepare(
     pipe: WanPipeline,
-    method: str,
-    density: float | None,
+    config: AttentionConfig | None,
     rank: int,
     lora: Path | None = None,
     dense_layers: int = 0,
 ) -> list[nn.Parameter]:
-    """Freeze what is not trained, add the LoRA, turn the method on; returns the parameters to train.
+    """Freeze what is not trained, add the LoRA, turn the method on, if there is one; returns the parameters to train.
 
     The LoRA starts from the one in the folder `lora`, or as zero.
     """
@@ -65,10 +65,8 @@ def prepare(
     if lora:
         weights = load_file(lora / LORA_WEIGHT_NAME_SAFE)
         set_peft_model_state_dict(transformer, {name.removeprefix("transformer."): w for name, w in weights.items()})
-    if method != "dense":
-        options = {} if density is None else {"density": density}
-        schedule = replace(EVERY_CALL, dense_layers=dense_layers)
-        diffattn.enable(transformer, diffattn.config(method, **options), schedule=schedule)
+    if config:
+        diffattn.enable(transformer, config, schedule=replace(EVERY_CALL, dense_layers=dense_layers))
     return [parameter for parameter in transformer.parameters() if parameter.requires_grad]
 
 
@@ -124,9 +122,8 @@ def save(pipe: WanPipeline, args: argparse.Namespace) -> None:
         pipe.save_lora_weights(args.out, transformer_lora_layers=get_peft_model_state_dict(pipe.transformer))
     else:
         save_pipeline(pipe, args.out)
-    if args.method != "dense":
-        options = {} if args.density is None else {"density": args.density}
-        diffattn.config(args.method, **options).save_pretrained(args.out, args.schedule)
+    if args.config:
+        args.config.save_pretrained(args.out, args.schedule)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -136,6 +133,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for the LoRA or the pipeline")
     parser.add_argument("--method", default="radial", help="radial, vmoba, ...; or dense, to compare with")
     parser.add_argument("--density", type=float, help="share of the query-key products; default: the method's")
+    parser.add_argument("--options", type=json.loads, default={}, metavar="JSON",
+                        help="more of the method's settings: '{\"box\": [3, 2, 2]}'")  # fmt: skip
     parser.add_argument("--dense-start", type=float, default=0.0,
                         help="share of the first sampling steps that stay dense, written into the config")  # fmt: skip
     parser.add_argument("--dense-layers", type=int, default=0, help="first layers that stay dense")
@@ -153,6 +152,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(
             f"--resume goes on with a LoRA, of --rank 1 or more: is there {args.resume / LORA_WEIGHT_NAME_SAFE}?"
         )
+    options = args.options if args.density is None else args.options | {"density": args.density}
+    args.config = None if args.method == "dense" else diffattn.config(args.method, **options)
     return args
 
 
@@ -162,10 +163,10 @@ def main(argv: list[str] | None = None) -> None:
     loop.set_up(args)
     pipe = WanPipeline.from_pretrained(args.folder).to(args.device)
     teacher = copy.deepcopy(pipe.transformer).requires_grad_(False) if args.distil else None
-    trained = prepare(pipe, args.method, args.density, args.rank, args.resume, args.dense_layers)
+    trained = prepare(pipe, args.config, args.rank, args.resume, args.dense_layers)
     print(f"{sum(map(torch.numel, trained)):,} parameters to train")
     steps = train(pipe, trained, args, teacher)
-    if args.method != "dense":
+    if args.config:
         print(diffattn.summary(pipe))
     diffattn.disable(pipe)
     save(pipe, args)

@@ -64,9 +64,9 @@ def test_the_loss_runs_through_the_sparse_operator(folder):
     pipe = WanPipeline.from_pretrained(folder)
     batch: Batch = next(iter(load_batches([GridSpec((3, 8, 8), 3, 1.0, 1)], 0, 0)))
     gradients = {}
-    for method, density in (("dense", None), ("radial", 1.0), ("radial", 0.4)):
+    for density in (None, 1.0, 0.4):
         diffattn.disable(pipe)
-        trained = finetune.prepare(pipe, method, density, rank=0)
+        trained = finetune.prepare(pipe, density and diffattn.config("radial", density=density), rank=0)
         torch.manual_seed(0)
         gradients[density] = torch.autograd.grad(finetune.velocity_loss(pipe, batch), trained)
     assert 0 < diffattn.summary(pipe).density < 0.7  # as sparse as radial gets on so small a grid
@@ -116,9 +116,10 @@ def test_focus_weighs_the_tokens_around_objects():
         assert focused_error(velocity, target, batch, 0.0).item() == pytest.approx(1 / 4)
 
 
-@pytest.mark.parametrize("method", ["radial", "vmoba"])
-def test_a_lora_changes_the_model_and_only_with_it(folder, tmp_path, method):
-    run(folder, tmp_path, "--method", method, "--density", "0.4", "--rank", "2")
+@pytest.mark.parametrize("method, options", [("radial", {}), ("vmoba", {"partitions": ["3d"], "box": [1, 4, 4]})])
+def test_a_lora_changes_the_model_and_only_with_it(folder, tmp_path, method, options):
+    run(folder, tmp_path, "--method", method, "--density", "0.4", "--options", json.dumps(options), "--rank", "2")
+    assert options.items() <= json.loads((tmp_path / "diffattn_config.json").read_text()).items()
     pipe = WanPipeline.from_pretrained(folder)
     before = velocity(pipe)
     pipe.load_lora_weights(tmp_path)
@@ -177,11 +178,12 @@ def test_the_shipped_lora_brings_sparse_attention_nearer_to_dense():
             return pipe.transformer(latents, torch.tensor([800.0]), words, return_dict=False)[0]
 
     exact = velocity()
-    diffattn.enable(pipe.transformer, diffattn.config("vmoba", density=0.21), schedule=finetune.EVERY_CALL)
+    config = diffattn.AttentionConfig.from_pretrained(lora)
+    diffattn.enable(pipe.transformer, config, schedule=finetune.EVERY_CALL)
     before = (velocity() - exact).norm()
     pipe.load_lora_weights(lora)
     assert (velocity() - exact).norm() < 0.8 * before
-    assert diffattn.summary(pipe.transformer).density < 0.21
+    assert diffattn.summary(pipe.transformer).density < 0.22
     diffattn.disable(pipe.transformer)
     diffattn.enable(pipe, lora)
     assert "vmoba" in str(diffattn.summary(pipe))
