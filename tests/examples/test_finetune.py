@@ -79,7 +79,7 @@ def test_the_loss_runs_through_the_sparse_operator(folder):
 
 def test_first_layers_stay_dense(folder):
     pipe = WanPipeline.from_pretrained(folder)
-    finetune.prepare(pipe, "radial", 0.4, rank=2, dense_layers=2)
+    finetune.prepare(pipe, diffattn.config("radial", density=0.4), rank=2, dense_layers=2)
     velocity(pipe)
     assert [layer.dense for layer in diffattn.summary(pipe).models[0].layers] == [True, True] + [False] * 4
 
@@ -89,7 +89,7 @@ def test_a_distilled_goal_is_the_dense_models_velocity(folder):
     teacher = WanPipeline.from_pretrained(folder).transformer
     batch = next(iter(load_batches([GridSpec((3, 8, 8), 3, 1.0, 1)], 0, 0)))
     with torch.no_grad():
-        finetune.prepare(pipe, "radial", 1.0, rank=2)
+        finetune.prepare(pipe, diffattn.config("radial", density=1.0), rank=2)
         assert finetune.velocity_loss(pipe, batch).item() > 0.5
         assert finetune.velocity_loss(pipe, batch, teacher=teacher).item() < 1e-8
         diffattn.enable(pipe, diffattn.config("radial", density=0.4), schedule=finetune.EVERY_CALL)
