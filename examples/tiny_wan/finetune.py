@@ -152,6 +152,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(
             f"--resume goes on with a LoRA, of --rank 1 or more: is there {args.resume / LORA_WEIGHT_NAME_SAFE}?"
         )
+    if args.method == "dense" and args.options:
+        parser.error(f"--method dense has no settings: leave out --options {args.options}")
+    if not isinstance(args.options, dict) or "density" in args.options:
+        parser.error(f"--options takes a JSON object without density, which is --density; got {args.options}")
     options = args.options if args.density is None else args.options | {"density": args.density}
     args.config = None if args.method == "dense" else diffattn.config(args.method, **options)
     return args

@@ -131,6 +131,17 @@ def test_a_lora_changes_the_model_and_only_with_it(folder, tmp_path, method, opt
     assert method in str(diffattn.summary(pipe)) and diffattn.summary(pipe).density < 0.7
 
 
+@pytest.mark.parametrize("method, options, why", [
+    ("dense", '{"box": [1, 4, 4]}', "dense has no settings"),
+    ("vmoba", "[1, 4, 4]", "takes a JSON object"),
+    ("vmoba", '{"density": 0.2}', "which is --density"),
+])  # fmt: skip
+def test_settings_that_would_be_ignored_are_errors(folder, tmp_path, capsys, method, options, why):
+    with pytest.raises(SystemExit):
+        run(folder, tmp_path, "--method", method, "--options", options)
+    assert why in capsys.readouterr().err
+
+
 def test_a_lora_goes_on_from_another(folder, tmp_path):
     run(folder, tmp_path / "one", "--method", "dense", "--rank", "2")
     run(folder, tmp_path / "two", "--method", "dense", "--rank", "2", "--resume", str(tmp_path / "one"), "--lr", "0")
