@@ -14,7 +14,7 @@ import diffattn
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompt", default="a red circle moves right over a blue background")
-    parser.add_argument("--method", default="radial")
+    parser.add_argument("--method", default="auto")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--folder", type=Path, default=Path("outputs"))
     args = parser.parse_args()

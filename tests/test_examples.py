@@ -15,8 +15,9 @@ def test_quickstart_makes_two_videos(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["quickstart.py", "--steps", "2", "--folder", str(tmp_path)])
     runpy.run_path(str(ROOT / "examples" / "quickstart.py"), run_name="__main__")
     printed = capsys.readouterr().out
-    for name in ("dense", "radial"):
-        assert iio.imread(tmp_path / f"{name}.mp4").shape == (33, 128, 128, 3)
+    dense, sparse = (iio.imread(tmp_path / f"{name}.mp4") for name in ("dense", "auto"))
+    assert dense.shape == sparse.shape == (33, 128, 128, 3) and (dense != sparse).any()
+    for name in ("dense", "auto"):
         assert str(tmp_path / f"{name}.mp4") in printed
     assert "density" in printed
 
