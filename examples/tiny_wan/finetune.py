@@ -6,7 +6,8 @@ operator, from the first step on, in every layer but the first --dense-layers, a
 trains all weights, a pipeline folder; a `diffattn_config.json` for `diffattn.enable(pipe, out)` lies beside it.
 
 With `--distil` the target is not the data but what the model that training starts from says with dense attention: the
-same for the same noise, so that far fewer clips tell what sparse attention changed.
+same for the same noise, so that far fewer clips tell what sparse attention changed. `--rollout 10` asks for that where
+the sparse model's own sampling of ten steps goes, and for guided velocities (rollout.py).
 
 With `--frames 65` clips are twice as long as those that the model knows: the same scenes, whose motions take the whole
 clip as before, in twice as many frames.
@@ -14,7 +15,9 @@ clip as before, in twice as many frames.
 
 import argparse
 import copy
+import itertools
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,15 +31,15 @@ from torch import Tensor, nn
 import diffattn
 from diffattn import AttentionConfig, Schedule
 from examples.tiny_wan import loop
-from examples.tiny_wan.batches import Batch, GridSpec, load_batches
+from examples.tiny_wan.batches import Batch, GridSpec, Wishes, load_batches
 from examples.tiny_wan.latents import from_tokens, to_tokens
 from examples.tiny_wan.model import save_pipeline
-from examples.tiny_wan.text import encode
+from examples.tiny_wan.rollout import Rollouts
+from examples.tiny_wan.text import encode_words
 from examples.tiny_wan.train import focused_error
 
 PROJECTIONS = ["to_q", "to_k", "to_v", "to_out.0"]
 EVERY_CALL = Schedule(dense_start=0, dense_end=0, dense_layers=0)
-TEXT_TOKENS = 512  # what WanPipeline pads captions to
 
 
 def grid_of(frames: int, side: int) -> tuple[int, int, int]:
@@ -70,13 +73,6 @@ def prepare(
     return [parameter for parameter in transformer.parameters() if parameter.requires_grad]
 
 
-@torch.no_grad()
-def encode_words(pipe: WanPipeline, words: Tensor) -> Tensor:
-    """Token ids (B, L) -> (B, 512, C), what the pipeline makes of captions: zeros after their own tokens."""
-    embeddings, mask = encode(pipe.text_encoder, words)
-    return nn.functional.pad(embeddings * mask.unsqueeze(-1), (0, 0, 0, TEXT_TOKENS - words.shape[1]))
-
-
 def velocity_loss(
     pipe: WanPipeline, batch: Batch, focus: float = 0.0, teacher: WanTransformer3DModel | None = None
 ) -> Tensor:
@@ -86,7 +82,11 @@ def velocity_loss(
     """
     clean = from_tokens(batch.tokens, batch.spec.grid)
     sigma, noise = batch.sigma, torch.randn_like(clean)
-    inputs = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1)), 1000 * sigma, encode_words(pipe, batch.words)
+    inputs = (
+        torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1)),
+        1000 * sigma,
+        encode_words(pipe.text_encoder, batch.words),
+    )
     goal = noise - clean
     if teacher:
         with torch.no_grad():
@@ -95,24 +95,37 @@ def velocity_loss(
     return focused_error(to_tokens(velocity), to_tokens(goal), batch, focus)
 
 
+def losses(
+    pipe: WanPipeline, args: argparse.Namespace, teacher: WanTransformer3DModel | None
+) -> Iterator[Callable[[], Tensor]]:
+    """One loss after another, each of `args.batch` clips, computed when it is called."""
+    grid, count = grid_of(args.frames, args.side), 1 if args.rollout else args.batch
+    wishes, spec = Wishes(pairs=args.pairs), GridSpec(grid, grid[0], 1.0, count)
+    batches = load_batches([spec], args.seed, args.workers, args.device, wishes)
+    if args.rollout:
+        rollouts = Rollouts(pipe, batches, args.batch, args.rollout, args.guidance)
+        yield from itertools.repeat(lambda: rollouts.loss(pipe.transformer, teacher, args.focus))
+    for batch in batches:
+        yield lambda batch=batch: velocity_loss(pipe, batch, args.focus, teacher)
+
+
 def train(
     pipe: WanPipeline, trained: list[nn.Parameter], args: argparse.Namespace, teacher: WanTransformer3DModel | None
 ) -> int:
     """AdamW for `args.minutes`, the rate falling from half of them on; returns the number of steps."""
     fused = pipe.transformer.device.type == "cuda"
     optimizer = torch.optim.AdamW(trained, args.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=fused)
-    spec = GridSpec(grid := grid_of(args.frames, args.side), grid[0], 1.0, args.batch)
-    batches, meter = load_batches([spec], args.seed, args.workers, args.device), loop.Meter(args.log)
-    for step, progress, batch in loop.pace(batches, args, lambda: save(pipe, args)):
+    meter, name = loop.Meter(args.log), "x".join(map(str, grid_of(args.frames, args.side)))
+    for step, progress, next_loss in loop.pace(losses(pipe, args, teacher), args, lambda: save(pipe, args)):
         rate = args.lr * loop.learning_rate_factor(progress, step, 20, 0.5)
         optimizer.param_groups[0]["lr"] = rate
         with torch.autocast(pipe.transformer.device.type, torch.bfloat16, enabled=args.bf16):
-            loss = velocity_loss(pipe, batch, args.focus, teacher)
+            loss = next_loss()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        meter.add(spec.name, loss, spec.batch, rate)
+        meter.add(name, loss, args.batch, rate)
     return meter.steps
 
 
@@ -145,12 +158,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--focus", type=float, default=0.0, help="how much more the tokens around objects weigh")
     parser.add_argument("--distil", action="store_true", help="the goal is the dense model's velocity, not the data's")
+    parser.add_argument("--rollout", type=int, default=0, metavar="STEPS",
+                        help="distil guided velocities where sparse sampling of STEPS steps goes")  # fmt: skip
+    parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale of --rollout")
+    parser.add_argument("--pairs", type=float, default=0.5, help="share of the scenes with two objects")
     loop.add_arguments(parser, minutes=10.0, lr=1e-3)  # 5e-4 suits --rank 0
     args = parser.parse_args(argv)
     args.schedule = replace(EVERY_CALL, dense_start=args.dense_start, dense_layers=args.dense_layers)
     if args.resume and not (args.rank and (args.resume / LORA_WEIGHT_NAME_SAFE).is_file()):
         parser.error(
             f"--resume goes on with a LoRA, of --rank 1 or more: is there {args.resume / LORA_WEIGHT_NAME_SAFE}?"
+        )
+    if args.rollout and (args.rollout < 2 or args.dense_start):
+        parser.error(
+            f"--rollout takes 2 steps or more, all of them sparse; got --rollout {args.rollout} "
+            f"--dense-start {args.dense_start}"
         )
     if args.method == "dense" and args.options:
         parser.error(f"--method dense has no settings: leave out --options {args.options}")
@@ -166,7 +188,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     loop.set_up(args)
     pipe = WanPipeline.from_pretrained(args.folder).to(args.device)
-    teacher = copy.deepcopy(pipe.transformer).requires_grad_(False) if args.distil else None
+    teacher = copy.deepcopy(pipe.transformer).requires_grad_(False) if args.distil or args.rollout else None
     trained = prepare(pipe, args.config, args.rank, args.resume, args.dense_layers)
     print(f"{sum(map(torch.numel, trained)):,} parameters to train")
     steps = train(pipe, trained, args, teacher)

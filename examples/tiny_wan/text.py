@@ -17,6 +17,7 @@ from examples.tiny_wan.sampling import sample_scene
 from examples.tiny_wan.scenes import COLOURS, MOTIONS, PANS, SHAPES, SIZES, TEXTURES, WORDS, Scene
 
 LONGEST = 28  # tokens of a caption, at most
+PADDED = 512  # what WanPipeline pads captions to
 NONE = ("none",)
 SECOND = 0.5  # how much the words of the second object differ from those of the first, in deviations
 OBJECT = (tuple(SHAPES), tuple(COLOURS), tuple(MOTIONS), tuple(SIZES))
@@ -71,6 +72,13 @@ def encode(encoder: UMT5EncoderModel, ids: Tensor) -> tuple[Tensor, Tensor]:
     # Of a mask of two dimensions transformers asks the device whether it hides anything, and waits.
     seen = mask.bool()[:, None, None] if ids.is_cuda else mask
     return encoder(ids, seen).last_hidden_state, mask
+
+
+@torch.no_grad()
+def encode_words(encoder: UMT5EncoderModel, words: Tensor) -> Tensor:
+    """Token ids (B, L) -> (B, 512, C), what the pipeline makes of captions: zeros after their own tokens."""
+    embeddings, mask = encode(encoder, words)
+    return F.pad(embeddings * mask.unsqueeze(-1), (0, 0, 0, PADDED - words.shape[1]))
 
 
 def pretrain(encoder: UMT5EncoderModel, rng: np.random.Generator, steps: int) -> float:

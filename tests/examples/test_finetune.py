@@ -13,7 +13,7 @@ from examples.tiny_wan import decoder, finetune
 from examples.tiny_wan.batches import Batch, GridSpec, load_batches
 from examples.tiny_wan.latents import from_tokens, to_tokens
 from examples.tiny_wan.model import build_pipeline, save_pipeline
-from examples.tiny_wan.text import token_ids
+from examples.tiny_wan.text import encode_words, token_ids
 from examples.tiny_wan.train import focused_error
 from examples.tiny_wan.vae import encode_mean, wired_vae
 
@@ -48,7 +48,7 @@ def test_tokens_and_latents_are_the_same_numbers():
 
 def test_words_are_encoded_as_the_pipeline_does(folder):
     pipe, captions = WanPipeline.from_pretrained(folder), ["a red circle moves left over a blue background", ""]
-    ours = finetune.encode_words(pipe, token_ids(captions))
+    ours = encode_words(pipe.text_encoder, token_ids(captions))
     theirs = pipe.encode_prompt(captions, do_classifier_free_guidance=False, max_sequence_length=512)[0]
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
@@ -182,7 +182,7 @@ def test_the_shipped_lora_brings_sparse_attention_nearer_to_dense():
     batch = next(iter(load_batches([GridSpec((9, 16, 16), 9, 1.0, 1)], 5, 0)))
     noise = torch.randn(1, 6, 9, 32, 32, generator=torch.Generator().manual_seed(0))
     latents = torch.lerp(from_tokens(batch.tokens, (9, 16, 16)), noise, 0.8)
-    words = finetune.encode_words(pipe, batch.words)
+    words = encode_words(pipe.text_encoder, batch.words)
 
     def velocity():
         with torch.no_grad():
