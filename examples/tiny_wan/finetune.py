@@ -103,7 +103,7 @@ def losses(
     wishes, spec = Wishes(pairs=args.pairs), GridSpec(grid, grid[0], 1.0, count)
     batches = load_batches([spec], args.seed, args.workers, args.device, wishes)
     if args.rollout:
-        rollouts = Rollouts(pipe, batches, args.batch, args.rollout, args.guidance)
+        rollouts = Rollouts(pipe, batches, args.batch, args.rollout, 3.0 if args.guidance is None else args.guidance)
         yield from itertools.repeat(lambda: rollouts.loss(pipe.transformer, teacher, args.focus))
     for batch in batches:
         yield lambda batch=batch: velocity_loss(pipe, batch, args.focus, teacher)
@@ -160,7 +160,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--distil", action="store_true", help="the goal is the dense model's velocity, not the data's")
     parser.add_argument("--rollout", type=int, default=0, metavar="STEPS",
                         help="distil guided velocities where sparse sampling of STEPS steps goes")  # fmt: skip
-    parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale of --rollout")
+    parser.add_argument("--guidance", type=float, help="guidance scale of --rollout; default: 3")
     parser.add_argument("--pairs", type=float, default=0.5, help="share of the scenes with two objects")
     loop.add_arguments(parser, minutes=10.0, lr=1e-3)  # 5e-4 suits --rank 0
     args = parser.parse_args(argv)
@@ -174,6 +174,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             f"--rollout takes 2 steps or more, all of them sparse; got --rollout {args.rollout} "
             f"--dense-start {args.dense_start}"
         )
+    if args.guidance is not None and not args.rollout:
+        parser.error(f"--guidance {args.guidance} is that of --rollout: give --rollout, or leave it out")
     if args.method == "dense" and args.options:
         parser.error(f"--method dense has no settings: leave out --options {args.options}")
     if not isinstance(args.options, dict) or "density" in args.options:

@@ -12,7 +12,6 @@ import diffattn
 from examples.tiny_wan import decoder, finetune
 from examples.tiny_wan.batches import Batch, GridSpec, load_batches
 from examples.tiny_wan.latents import from_tokens, to_tokens
-from examples.tiny_wan.model import build_pipeline, save_pipeline
 from examples.tiny_wan.text import encode_words, token_ids
 from examples.tiny_wan.train import focused_error
 from examples.tiny_wan.vae import encode_mean, wired_vae
@@ -21,13 +20,8 @@ pytest.importorskip("peft")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    torch.manual_seed(0)
-    pipe = build_pipeline(wired_vae())
-    torch.nn.init.normal_(pipe.transformer.proj_out.weight, std=0.02)
-    path = tmp_path_factory.mktemp("tiny") / "pipeline"
-    save_pipeline(pipe, path)
-    return path
+def folder(untrained):
+    return untrained(0.02)
 
 
 def run(folder, out, *options):

@@ -11,9 +11,7 @@ from diffusers import WanPipeline
 import diffattn
 from examples.tiny_wan import finetune
 from examples.tiny_wan.batches import GridSpec, load_batches
-from examples.tiny_wan.model import build_pipeline, save_pipeline
 from examples.tiny_wan.rollout import Rollouts
-from examples.tiny_wan.vae import wired_vae
 
 pytest.importorskip("peft")
 
@@ -21,13 +19,8 @@ STEPS, GUIDANCE = 4, 3.0
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    torch.manual_seed(0)
-    pipe = build_pipeline(wired_vae())
-    torch.nn.init.normal_(pipe.transformer.proj_out.weight, std=0.3)
-    path = tmp_path_factory.mktemp("tiny") / "pipeline"
-    save_pipeline(pipe, path)
-    return path
+def folder(untrained):
+    return untrained(0.3)
 
 
 @pytest.fixture
@@ -117,8 +110,12 @@ def test_a_lora_is_trained_along_its_own_sampling(folder, tmp_path):
     assert moved and all(moved)
 
 
-@pytest.mark.parametrize("options", [["--rollout", "1"], ["--rollout", "4", "--dense-start", "0.1"]])
-def test_dense_or_too_few_steps_are_refused(folder, tmp_path, capsys, options):
+@pytest.mark.parametrize("options, why", [
+    (["--rollout", "1"], "2 steps or more, all of them sparse"),
+    (["--rollout", "4", "--dense-start", "0.1"], "2 steps or more, all of them sparse"),
+    (["--guidance", "5"], "give --rollout"),
+])  # fmt: skip
+def test_what_would_be_ignored_is_refused(folder, tmp_path, capsys, options, why):
     with pytest.raises(SystemExit):
         run(folder, tmp_path, *options)
-    assert "2 steps or more, all of them sparse" in capsys.readouterr().err
+    assert why in capsys.readouterr().err
