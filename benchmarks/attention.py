@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -37,6 +39,7 @@ SCALING = {
     "cpu": ([2048, 4096, 8192, 16384, 32768], [1024, 2048]),
     "cuda": ([8192, 16384, 32768, 65536], [4096, 8192]),
 }
+TILES = {"cpu": [(128, 128), (256, 128)], "cuda": [(128, 128)]}
 SECONDS = {"cpu": 20.0, "cuda": 5.0}  # for all rounds of one shape
 
 
@@ -74,7 +77,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dims", nargs="+", type=int, help="head dims D")
     parser.add_argument("--densities", nargs="+", type=float, help="shares of the blocks that are kept")
     parser.add_argument("--heads", type=int, default=8)
-    parser.add_argument("--tiles", type=_tiles, default=(128, 128), metavar="QxK", help="default: 128x128")
+    parser.add_argument("--tiles", type=_tiles, nargs="+", metavar="QxK", help="128x128, on a CPU 256x128 too")
     parser.add_argument("--sections", nargs="+", choices=("forward", "backward", "auto", "scaling"))
     parser.add_argument("--backward", action="store_true", help="the section backward too; on a CPU by default")
     parser.add_argument("--quick", action="store_true", help="small shapes, a minute; written only to --output")
@@ -82,12 +85,13 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="default for a full run: benchmarks/results/attention-DEVICE.md")
     options = parser.parse_args(argv)
     options.dtypes = options.dtypes or (["fp32", "bf16"] if options.device == "cpu" else ["bf16"])
+    options.tiles = options.tiles or TILES[options.device]
     options.part = options.sections is not None
     if options.sections is None:
         options.sections = ["forward", "auto", "scaling"]
         if options.backward or options.device == "cpu":
             options.sections.insert(1, "backward")
-    multiple = max(options.tiles)
+    multiple = math.lcm(*chain(*options.tiles))
     if any(size % multiple for size in options.sizes or ()):
         parser.error(f"--sizes must be multiples of {multiple}, got {options.sizes}")
     return options
@@ -95,7 +99,8 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
 
 def _partial(options: argparse.Namespace) -> bool:
     """Whether this is less than the whole table, which alone is written without being asked."""
-    return any((options.quick, options.json, options.sizes, options.dims, options.densities, options.part))
+    given = (options.quick, options.json, options.sizes, options.dims, options.densities, options.part)
+    return any(given) or options.tiles != TILES[options.device]
 
 
 def _tiles(text: str) -> tuple[int, int]:
@@ -108,8 +113,8 @@ def _jobs(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], list[
     device, quick = options.device, options.quick
     seconds = SECONDS[device] / (10 if quick else 1)
 
-    def case(dtype, tokens, dim):
-        return Case(device, DTYPES[dtype], tokens, dim, options.tiles, heads=options.heads)
+    def case(dtype, tokens, dim, tiles=options.tiles[0]):
+        return Case(device, DTYPES[dtype], tokens, dim, tiles, heads=options.heads)
 
     def shapes(table):
         if options.sizes or options.dims:
@@ -122,11 +127,11 @@ def _jobs(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], list[
             if section in ("forward", "backward"):
                 densities = options.densities or (DENSITIES if section == "forward" else BACKWARD_DENSITIES)
                 for tokens, dim in shapes(SHAPES[device] if section == "forward" else BACKWARD[device]):
-                    job = partial(measure, case(dtype, tokens, dim), densities, section, seconds)
-                    yield f"{name} S={tokens} D={dim}", job
+                    cases = [case(dtype, tokens, dim, tiles) for tiles in options.tiles]
+                    yield f"{name} S={tokens} D={dim}", partial(measure, cases, densities, section, seconds)
             elif section == "auto":
                 for tokens in options.sizes or SHORT[quick]:
-                    job = partial(measure, case(dtype, tokens, 64), AUTO_DENSITIES, section, seconds / 10)
+                    job = partial(measure, [case(dtype, tokens, 64)], AUTO_DENSITIES, section, seconds / 4)
                     yield f"{name} S={tokens}", job
             else:
                 cases = [case(dtype, tokens, 64) for tokens in options.sizes or SCALING[device][quick]]

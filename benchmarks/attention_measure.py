@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 
 import torch
 from diffattn.kernels.dense import break_even
@@ -15,6 +16,7 @@ from .attention_case import Case, error_and_budget, sampled_attention
 from .candidates import Candidate
 from .timing import in_turns, memory
 
+DENSE = "-"  # the tiles of what has none
 KEPT = 1024  # keys of a query in the section on long rows
 LINE = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
 
@@ -50,26 +52,29 @@ class Row:
         return asdict(self)
 
 
-def measure(case: Case, densities: tuple[float, ...], section: str, seconds: float) -> list[Row]:
-    """All candidates on one shape, timed in the same rounds; `section` is forward, backward or auto."""
-    pairs = [(candidate, _row(case, section, candidate)) for candidate in _candidates(case, densities, section)]
-    runs = {}
-    for number, (candidate, row) in enumerate(pairs):
+def measure(cases: list[Case], densities: tuple[float, ...], section: str, seconds: float) -> list[Row]:
+    """All candidates on one shape, timed in the same rounds; `section` is forward, backward or auto.
+
+    The cases differ in their tiles only. Dense attention and the peers are of the first of them.
+    """
+    rows, runs, case = [], {}, cases[0]
+    for case, candidate in _candidates(cases, densities, section):
+        rows.append(row := _row(case, section, candidate))
         row.wrong = check(case, candidate, section == "backward")
         if row.wrong and candidate.name == "diffattn":
             return [row]
         if not row.wrong:
-            runs[number] = _runner(case, candidate, section)
+            runs[len(rows) - 1] = _runner(case, candidate, section)
     times = in_turns(runs, case.device, seconds)
-    best = min(times[number].median for number in runs if pairs[number][0].blocks is None)
+    best = min(times[number].median for number in runs if rows[number].tiles == DENSE)
     for number, time in times.items():
-        row = pairs[number][1]
+        row = rows[number]
         row.time, row.spread = time
         row.speedup = best / time.median
         row.ideal = row.speedup * row.density
         row.tflops = case.products * (2.5 if section == "backward" else 1) * row.density / time.median / 1e12
         row.memory = memory(runs[number], case.device)
-    return [row for _, row in pairs]
+    return rows
 
 
 def in_density(case: Case, seconds: float) -> list[Row]:
@@ -122,15 +127,19 @@ def _runner(case: Case, candidate: Candidate, section: str):
     return partial(torch.autograd.grad, out, leaves, case.grad, retain_graph=True)
 
 
-def _candidates(case: Case, densities: tuple[float, ...], section: str) -> Iterator[Candidate]:
-    yield from candidates.dense(case)
-    for density in densities:
+def _candidates(cases: list[Case], densities: tuple[float, ...], section: str) -> Iterator[tuple[Case, Candidate]]:
+    first = cases[0]
+    even = break_even(first.tokens, first.dtype, first.device)
+    for candidate in candidates.dense(first):
+        yield first, candidate
+    for case, density in product(cases, densities):
         blocks = case.blocks(density)
-        if section == "auto" and break_even(case.tokens, case.dtype, case.device) < float(blocks.double().mean()) < 1:
+        if section == "auto" and even < float(blocks.double().mean()) < 1:
             continue
-        yield candidates.ours(case, blocks, lse=section != "auto")
-        if section == "forward" or (section == "backward" and case.device != "cpu"):
-            yield from candidates.sparse(case, blocks)
+        yield case, candidates.ours(case, blocks, lse=section != "auto")
+        if case is first and (section == "forward" or (section == "backward" and case.device != "cpu")):
+            for candidate in candidates.sparse(case, blocks):
+                yield case, candidate
 
 
 def _alone(found: list[tuple[Case, Candidate]], section: str, seconds: float) -> list[Row]:
@@ -149,5 +158,5 @@ def _row(case: Case, section: str, candidate: Candidate) -> Row:
     density = 1.0 if candidate.blocks is None else float(candidate.blocks.double().mean())
     return Row(
         section, candidate.name, case.device, str(case.dtype).removeprefix("torch."), case.batch, case.heads,
-        case.tokens, case.dim, "-" if candidate.blocks is None else "{}x{}".format(*case.tiles), density,
+        case.tokens, case.dim, DENSE if candidate.blocks is None else "{}x{}".format(*case.tiles), density,
     )  # fmt: skip

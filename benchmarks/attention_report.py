@@ -12,7 +12,7 @@ from diffattn.kernels.dense import break_even
 
 from diffattn.summary import versions
 
-from .attention_measure import Row
+from .attention_measure import DENSE, Row
 
 COLUMNS = {
     "": lambda row: row.name,
@@ -25,7 +25,7 @@ COLUMNS = {
     "density": lambda row: f"{row.density:.3f}",
     "ms": lambda row: _or_wrong(row, lambda: f"{row.time * 1e3:.3g} ± {row.spread * 1e3:.2g}"),
     "speed-up": lambda row: _known(row.speedup, "{:.2f}"),
-    "of ideal": lambda row: "" if row.tiles == "-" else _known(row.ideal, "{:.2f}"),
+    "of ideal": lambda row: "" if row.tiles == DENSE else _known(row.ideal, "{:.2f}"),
     "TFLOP/s": lambda row: _known(row.tflops, "{:.3g}"),
     "MB": lambda row: _known(row.memory and row.memory / 2**20, "{:.0f}"),
 }
@@ -51,7 +51,7 @@ INTRODUCTION = """# Attention kernels
 {device}, {threads} threads; {versions}. Medians of interleaved rounds ± half the distance between the quartiles.
 `speed-up` is over the fastest dense row of the same shape and run, `of ideal` is speed-up x density, `TFLOP/s` counts
 the products computed, `MB` is the peak memory above the inputs, the result included. Every row was within the error
-budget against float64 before it was timed; a row without a time says why.
+budget against float64 before it was timed; a row without a time says why. Peers have the first tiles only.
 """
 
 

@@ -37,6 +37,7 @@ def _speeds(path: Path) -> str:
     rows = [row for row in forward_rows(text) if row[""] == OURS]
     if not rows:
         raise ValueError(f"{path} has no forward pass of {OURS}: make it whole again with {MEASURE}")
+    rows = [row for row in rows if row["tiles"] == rows[0]["tiles"]]  # others are in the results
     device = text.split("\n\n", 2)[1].split(";")[0]
     dense = ", ".join(dict.fromkeys(row[""] for row in forward_rows(text) if row["tiles"] == "-"))
     shares = " | ".join(f"{density:.4g} of it" for density in DENSITIES)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-SAMPLE = 0.02  # seconds that one sample lasts at least
+SAMPLES = 80  # that the time has room for: a sample is of as many calls as fill a part of it
 ROUNDS = (2, 15)
 
 
@@ -41,12 +41,13 @@ def once(run: Callable[[], object], device: str, repeats: int = 1) -> float:
 def in_turns(runs: dict[str, Callable[[], object]], device: str, seconds: float) -> dict[str, Time]:
     """Every run once in each round, so that a slow moment of the machine meets all of them alike.
 
-    There are as many rounds as fit into `seconds`, at least 2; the first calls, which compile, are not counted.
+    There are as many rounds as fit into `seconds`, at least 2; the first calls, which compile, are not counted. What
+    is short is called several times in a row, as threads of the one before still spin for some milliseconds.
     """
     repeats = {}
     for name, run in runs.items():
         first = once(run, device)
-        repeats[name] = 1 if first > 1 else max(1, math.ceil(SAMPLE / once(run, device)))
+        repeats[name] = 1 if first > 1 else max(1, math.ceil(seconds / SAMPLES / once(run, device)))
     samples: dict[str, list[float]] = {name: [] for name in runs}
     started = time.perf_counter()
     for count in range(1, ROUNDS[1] + 1):

@@ -43,22 +43,21 @@ def head_job(
     granules = works[0].granules(keys), works[0].granules(values)
     tasks = []
     for head, (part, work) in enumerate(zip(parts, works)):
-        placed = _placed(part, work)
+        placed, heads = _placed(part, work), (query[0, :, head], _by_16_bytes(out[0, :, head]), lse[0, head])
         out[0, placed.idle, head], lse[0, head, placed.idle] = 0, -torch.inf
-        rows = scratch(f"queries {head}", query.dtype, len(placed.read), query.shape[-1])
-        torch.index_select(query[0, :, head], 0, placed.read, out=rows)
-        tiles = rows.view(-1, *form.lead, part.block_q, query.shape[-1]).split([len(c.rows) for c in work.chunks])
-        tasks += [(head, part, work, *task) for task in zip(work.chunks, tiles, placed.tokens, placed.real)]
+        tasks += [(part, work, *heads, *task) for task in zip(work.chunks, placed.read, placed.tokens, placed.real)]
     queue: Iterator[tuple] = iter(tasks)
 
     def run(own: Scratch) -> None:
-        for head, part, work, chunk, q, tokens, real in queue:
+        for part, work, source, to_out, to_lse, chunk, read, tokens, real in queue:
+            q = torch.index_select(source, 0, read, out=own("query", source.dtype, len(read), source.shape[-1]))
+            q = q.view(-1, *form.lead, part.block_q, source.shape[-1])
             found = softmax_of_chunk(q, *granules, chunk, work, part, scale, form, own)
-            found_out, found_lse = found[0].reshape(-1, out.shape[-1]), found[1].reshape(-1)
+            found_out, found_lse = found[0].reshape(-1, source.shape[-1]), found[1].reshape(-1)
             if real is not None:
                 found_out, found_lse = found_out[real], found_lse[real]
-            out[0, :, head].index_copy_(0, tokens, found_out)
-            lse[0, head].index_copy_(0, tokens, found_lse)
+            to_out.index_copy_(0, tokens, found_out.view(to_out.dtype))
+            to_lse.index_copy_(0, tokens, found_lse)
 
     return run
 
@@ -69,18 +68,25 @@ def _rows(tokens: Tensor, plan: Plan, scratch: Scratch, name: str) -> Tensor:
     return rows if rows.is_contiguous() else scratch(name, rows.dtype, *rows.shape).copy_(rows)
 
 
+def _by_16_bytes(tokens: Tensor) -> Tensor:
+    """The same memory as fewer, larger elements where it divides: `index_copy_` goes element by element."""
+    size = tokens.element_size()
+    sizes = (tokens.shape[-1] * size, tokens.stride(0) * size, tokens.storage_offset() * size)
+    return tokens if any(some % 16 for some in sizes) else tokens.view(torch.complex128)
+
+
 @dataclass(frozen=True, eq=False)
 class _Placed:
     """Where the query tiles of a worklist's chunks are read and written.
 
     Args:
-        read (`torch.Tensor`): int64, the token of every row of all chunks, one after the other; any for padding.
+        read (`list[torch.Tensor]`): per chunk int64, the token of every row; any for padding.
         tokens (`list[torch.Tensor]`): per chunk, without padding.
         real (`list[torch.Tensor | None]`): per chunk bool, the rows that hold a token; None for all.
         idle (`torch.Tensor`): tokens of query tiles that visit nothing.
     """
 
-    read: Tensor
+    read: list[Tensor]
     tokens: list[Tensor]
     real: list[Tensor | None]
     idle: Tensor
@@ -94,7 +100,7 @@ def _placed(plan: Plan, work: Worklist) -> _Placed:
         live = [some >= 0 for some in tokens]
         real = [None if bool(some.all()) else some for some in live]
         written = [some if rows is None else some[rows] for some, rows in zip(tokens, real)]
-        read = torch.cat([of_tiles[:0].flatten(), *tokens]).clamp_(min=0)
+        read = [some.clamp(min=0) for some in tokens]
         idle = of_tiles[work.idle].flatten()
         plan._cache[work] = _Placed(read, written, real, idle[idle >= 0])
     return plan._cache[work]

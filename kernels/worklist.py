@@ -77,23 +77,23 @@ class Worklist:
         flat = [_Flat(run, query_shape[:2], key.shape[1], tiles, part) for run, part in zip(self.runs, counts)]
         tested = sum(part.partial_count for part in flat) > 0
         hollow = tested | (sum(part.void_count for part in flat) == sum(part.lengths for part in flat))
-        flags = (tested, sum(part.odd_count for part in flat) > 0, hollow)
+        odd = sum(part.odd_count for part in flat) > 0
         pairs = key.shape[0] * key.shape[1]
         group = torch.arange(tiles, device=key.device) * pairs // tiles * parts // pairs
-        kinds = torch.stack([group, *(flag.long() for flag in flags), *(part.lengths for part in flat)], -1)
+        kinds = torch.stack([group, tested.long(), hollow.long(), *(part.lengths for part in flat)], -1)
         found, kind = kinds.unique(dim=0, return_inverse=True)
-        order = torch.argsort(kind, stable=True)
+        order = torch.argsort(2 * kind + odd, stable=True)  # what has log-weights shares few chunks with what has none
         groups = order.split(torch.bincount(kind, minlength=len(found)).tolist())
         row_bytes = 2 * key.shape[-1] * key.element_size() + scored * 4 * plan.block_q
         self.chunks, idle = [], [order[:0]]
         for (part, *kind), rows in reversed(list(zip(found.tolist(), groups))):
-            flags, lengths = kind[:3], kind[3:]
+            flags, lengths = kind[:2], kind[2:]
             keys = sum(length * run.granule for length, run in zip(lengths, self.runs))
             if not keys:
                 idle.append(rows)
             else:
                 size = max(1, CHUNK_BYTES * threads // (row_bytes * keys))
-                self.chunks += [_chunk(part, some, lengths, flat, *map(bool, flags)) for some in rows.split(size)]
+                self.chunks += [_chunk(part, some, lengths, flat, odd, *map(bool, flags)) for some in rows.split(size)]
         self.idle = torch.cat(idle)  # query tiles that visit nothing
         wide = torch.promote_types(key.dtype, torch.float32)
         # the log-weights, as granules
@@ -128,11 +128,11 @@ def _runs(plan: Plan) -> list[Run]:
 
 
 def _chunk(
-    part: int, rows: Tensor, lengths: list[int], flat: list[_Flat], tested: bool, weighted: bool, hollow: bool
+    part: int, rows: Tensor, lengths: list[int], flat: list[_Flat], odd: Tensor, tested: bool, hollow: bool
 ) -> Chunk:
     at = [run.first[rows, None] + torch.arange(length, device=rows.device) for run, length in zip(flat, lengths)]
     visited = [run.granules[index].flatten() for run, index in zip(flat, at)]
-    return Chunk(part, rows, visited, flat[0].partial[at[0]] if tested else None, weighted, hollow)
+    return Chunk(part, rows, visited, flat[0].partial[at[0]] if tested else None, bool(odd[rows].any()), hollow)
 
 
 class _Flat:

@@ -30,7 +30,7 @@ def off(*args):
 def test_a_wrong_result_is_named_and_not_timed(monkeypatch, capsys):
     monkeypatch.setattr("diffattn.kernels.torch_tiles.forward", off)
     case = Case("cpu", torch.float32, 256, 16, (64, 32), heads=2)
-    (row,) = measure(case, (0.4,), "auto", 0.1)
+    (row,) = measure([case], (0.4,), "auto", 0.1)
     assert row.wrong.startswith("out is wrong by") and row.time is None
     assert attention.main([*TINY, "--sections", "backward", "--tiles", "64x32"]) == 1
     printed = capsys.readouterr()
@@ -40,7 +40,11 @@ def test_a_wrong_result_is_named_and_not_timed(monkeypatch, capsys):
 def test_rows_as_json_and_as_a_table(capsys, tmp_path):
     assert attention.main([*TINY, "--sections", "backward", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in rows] == ["SDPA", "diffattn"]
+    assert [(row["name"], row["tiles"]) for row in rows] == [
+        ("SDPA", "-"),
+        ("diffattn", "128x128"),
+        ("diffattn", "256x128"),
+    ]
     assert all(row["time"] > 0 and row["tokens"] == 256 and row["batch"] == 1 for row in rows)
     path = tmp_path / "table.md"
     assert attention.main([*TINY, "--sections", "backward", "--output", str(path)]) == 0

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[2]
 OPTIONS = argparse.Namespace(device="cpu")
 
 
-def row(name, tokens, density, speedup, dtype="float32", dim=64, section="forward"):
-    tiles = "-" if density == 1 else "128x128"
+def row(name, tokens, density, speedup, dtype="float32", dim=64, section="forward", tiles="128x128"):
+    tiles = "-" if density == 1 else tiles
     measured = {"time": 0.1, "spread": 0.01, "speedup": speedup, "ideal": speedup * density}
     return Row(section, name, "cpu", dtype, 1, 8, tokens, dim, tiles, density, **measured)
 
@@ -44,7 +44,8 @@ def test_without_a_result_it_says_so_and_shows_no_number(tmp_path):
 
 
 def test_the_longest_sequences_of_a_result_become_the_table(tmp_path):
-    (tmp_path / "attention-cpu.md").write_text(report(ROWS, OPTIONS) + "\n")
+    larger = row("diffattn", 16384, 0.25, 9.0, tiles="256x128")
+    (tmp_path / "attention-cpu.md").write_text(report([*ROWS, larger], OPTIONS) + "\n")
     about, _, head, _, *lines = readme.speeds(tmp_path).splitlines()
     assert head == "| attention | 0.5 of it | 0.25 of it | 0.125 of it | 0.0625 of it |"
     assert lines == [
