@@ -93,7 +93,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
             options.sections.insert(1, "backward")
     multiple = math.lcm(*chain(*options.tiles))
     if any(size % multiple for size in options.sizes or ()):
-        parser.error(f"--sizes must be multiples of {multiple}, got {options.sizes}")
+        parser.error(f"--sizes must be multiples of {multiple} or have other --tiles, got {options.sizes}")
     return options
 
 

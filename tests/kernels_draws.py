@@ -40,7 +40,7 @@ def plans(draw, pools=None) -> Plan:
 def inputs(draw, plan: Plan, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """query `(2, S, H, D)`, key and value `(2, S, Hkv, D)`."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    heads, dim = 2 * draw(st.integers(1, 1)), draw(st.sampled_from([8, 16, 40]))
+    heads, dim = 2 * draw(st.integers(1, 1)), draw(st.sampled_from([8, 16, 18, 40]))
     kv_heads = draw(st.sampled_from([heads, 1]))
     shapes = [(2, plan.tokens, count, dim) for count in (heads, kv_heads, kv_heads)]
     return tuple(torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
