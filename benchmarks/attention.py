@@ -86,7 +86,6 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     options.dtypes = options.dtypes or (["fp32", "bf16"] if options.device == "cpu" else ["bf16"])
     options.tiles = options.tiles or TILES[options.device]
-    options.part = options.sections is not None
     if options.sections is None:
         options.sections = ["forward", "auto", "scaling"]
         if options.backward or options.device == "cpu":
@@ -99,8 +98,8 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
 
 def _partial(options: argparse.Namespace) -> bool:
     """Whether this is less than the whole table, which alone is written without being asked."""
-    given = (options.quick, options.json, options.sizes, options.dims, options.densities, options.part)
-    return any(given) or options.tiles != TILES[options.device]
+    whole = _options(["--device", options.device] + ["--backward"] * options.backward)
+    return vars(options) | {"output": None} != vars(whole)
 
 
 def _tiles(text: str) -> tuple[int, int]:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from .scratch import Scratch
 
+SCORE_BYTES = 2 << 20  # of the scores that are held at once
+
 
 @dataclass(frozen=True)
 class SoftmaxForm:
@@ -78,15 +80,35 @@ def _mixed(query, key, value, mask, scale, scratch: Scratch):
     lse. `mkldnn.matmul.fp32_precision` would make the first product one of bf16 too, but for all threads of the
     process.
     """
+    query = query.float()
+    keys = max(1, SCORE_BYTES // (4 * query.shape[0] * query.shape[1]))
+    masks = (None,) * key.shape[1] if mask is None else mask.split(keys, -1)
+    parts = [
+        _mixed_part(query, *some, scale, scratch) for some in zip(key.split(keys, 1), value.split(keys, 1), masks)
+    ]
+    return parts[0] if len(parts) == 1 else _merged(parts)
+
+
+def _mixed_part(query, key, value, mask, scale, scratch: Scratch):
+    """The same for some of the keys; a row without any key has lse -inf."""
     shape = (*query.shape[:2], key.shape[1])
     wide = scratch("wide key", torch.float32, *key.shape).copy_(key)
     scores, probs = scratch("scores", torch.float32, *shape), scratch("probs", torch.bfloat16, *shape)
     beta, mask = (0, scores) if mask is None else (1, mask.float())
-    torch.baddbmm(mask, query.float(), wide.mT, beta=beta, alpha=scale, out=scores)
+    torch.baddbmm(mask, query, wide.mT, beta=beta, alpha=scale, out=scores)
     peak = scores.amax(-1)
     torch.softmax(scores, dim=-1, out=scores)
-    lse = peak.sub_(scores.amax(-1).log_())
+    lse = peak.where(peak == -torch.inf, peak - scores.amax(-1).log_())
     return torch.bmm(probs.copy_(scores), value), lse
+
+
+def _merged(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Attention to all keys from that to some of them each: o = sum exp(lse_i - lse) o_i, lse = logsumexp lse_i."""
+    outs, lses = (torch.stack(some) for some in zip(*parts))
+    lse = lses.logsumexp(0)
+    weight = (lses - lse.where(lse > -torch.inf, 0)).exp_()[..., None]
+    outs = outs.masked_fill_(weight == 0, 0)  # where there is no key, out is not defined
+    return (outs * weight).sum(0).to(outs.dtype), lse
 
 
 def _public(query, key, value, mask, scale, scratch):

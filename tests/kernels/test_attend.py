@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffattn.kernels import attend as attend_module
 from diffattn.kernels import dense, slabs, torch_softmax
+from diffattn.kernels.scratch import Scratch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernels_draws import inputs, plans
@@ -101,7 +102,26 @@ def test_every_softmax_form_equals_the_oracle(form, data):
     tensors = data.draw(inputs(plan, dtype))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("diffattn.kernels.torch_tiles.softmax_form", lambda query: getattr(torch_softmax, form))
+        patch.setattr(torch_softmax, "SCORE_BYTES", data.draw(st.sampled_from([1 << 10, 1 << 12, 1 << 21])))
         assert_equals_the_oracle(*tensors, plan, "torch")
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_mixed_softmax_in_parts_equals_float64(masked, monkeypatch):
+    monkeypatch.setattr(torch_softmax, "SCORE_BYTES", 4 * 2 * 8 * 12)  # of 12 keys
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, rows, 16, generator=generator).bfloat16() for rows in (8, 50, 50))
+    key[:, 20:] *= 3  # so that parts have very different weights
+    mask = torch.zeros(2, 1, 50)
+    mask[:, :, 12:24], mask[1] = -torch.inf, -torch.inf  # a part without keys, rows without keys
+    mask = mask if masked else None
+    scratch = Scratch(query.device)
+    out, lse = torch_softmax.MIXED.attention(query, key, value, mask, 0.5, scratch)
+    scores = 0.5 * query.double() @ key.double().mT + (0 if mask is None else mask)
+    torch.testing.assert_close(lse, scores.logsumexp(-1).float())
+    exact, live = scores.softmax(-1) @ value.double(), lse > -torch.inf
+    # probabilities, the result of each part and their sum are rounded by half an eps each
+    assert (out - exact)[live].abs().max() <= 1.5 * torch.finfo(out.dtype).eps * value.abs().max()
 
 
 @settings(max_examples=25, **DRAWN)
