@@ -2,6 +2,7 @@
 
     python -m benchmarks.attention --device cpu
     python -m benchmarks.attention --device cuda --backward
+    python -m benchmarks.attention --join first.json second.json --output table.md
 
 Random block lists for each head, log-weights and lse on. Exit code 1, and no speed, where a result is wrong.
 """
@@ -12,7 +13,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -40,15 +41,15 @@ SCALING = {
     "cuda": ([8192, 16384, 32768, 65536], [4096, 8192]),
 }
 TILES = {"cpu": [(128, 128), (256, 128)], "cuda": [(128, 128)]}
-SECONDS = {"cpu": 20.0, "cuda": 5.0}  # for all rounds of one shape
+SECONDS = {"cpu": 40.0, "cuda": 5.0}  # for all rounds of one shape
 
 
 @torch.no_grad()
 def main(argv: list[str] | None = None) -> int:
     """Measure, print, and write the report."""
     options = _options(argv)
-    jobs = list(_jobs(options))
-    rows, wrong = [], []
+    jobs = [] if options.join else list(_jobs(options))
+    rows, wrong = _joined(options.join or ()), []
     with tqdm(total=len(jobs), disable=options.json, file=sys.stderr) as progress:
         while jobs and not wrong:
             name, job = jobs.pop(0)  # with its inputs, which need not outlive it
@@ -82,6 +83,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--backward", action="store_true", help="the section backward too; on a CPU by default")
     parser.add_argument("--quick", action="store_true", help="small shapes, a minute; written only to --output")
     parser.add_argument("--json", action="store_true", help="rows as JSON instead of tables")
+    parser.add_argument("--join", nargs="+", type=Path, metavar="JSON", help="what earlier runs wrote, one table of it")
     parser.add_argument("--output", type=Path, help="default for a full run: benchmarks/results/attention-DEVICE.md")
     options = parser.parse_args(argv)
     options.dtypes = options.dtypes or (["fp32", "bf16"] if options.device == "cpu" else ["bf16"])
@@ -100,6 +102,20 @@ def _partial(options: argparse.Namespace) -> bool:
     """Whether this is less than the whole table, which alone is written without being asked."""
     whole = _options(["--device", options.device] + ["--backward"] * options.backward)
     return vars(options) | {"output": None} != vars(whole)
+
+
+def _joined(files: Iterable[Path]) -> list[Row]:
+    """The rows of several runs; a shape that was measured again counts as in the last of them."""
+    shapes = {}
+    for file in files:
+        again = {}
+        for entry in json.loads(file.read_text(encoding="utf-8")):
+            row = Row(**entry)
+            alone = row.section.startswith("time")  # a line through several shapes
+            shape = (row.batch, row.heads, row.tokens, row.dim)
+            again.setdefault((row.section, row.dtype, None if alone else shape), []).append(row)
+        shapes |= again
+    return list(chain(*shapes.values()))
 
 
 def _tiles(text: str) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 SAMPLES = 80  # that the time has room for: a sample is of as many calls as fill a part of it
-ROUNDS = (2, 15)
+ROUNDS = (2, 41)
 
 
 class Time(NamedTuple):

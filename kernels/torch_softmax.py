@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from .scratch import Scratch
 
-SCORE_BYTES = 2 << 20  # of the scores that are held at once
+SCORE_BYTES = 4 << 20  # of the scores that are held at once, at most
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,13 @@ def _mixed(query, key, value, mask, scale, scratch: Scratch):
     process.
     """
     query = query.float()
-    keys = max(1, SCORE_BYTES // (4 * query.shape[0] * query.shape[1]))
-    masks = (None,) * key.shape[1] if mask is None else mask.split(keys, -1)
-    parts = [
-        _mixed_part(query, *some, scale, scratch) for some in zip(key.split(keys, 1), value.split(keys, 1), masks)
-    ]
-    return parts[0] if len(parts) == 1 else _merged(parts)
+    parts = math.ceil(4 * query.shape[0] * query.shape[1] * key.shape[1] / SCORE_BYTES)
+    if parts == 1:
+        return _mixed_part(query, key, value, mask, scale, scratch)
+    keys = math.ceil(key.shape[1] / parts)  # as many in each: a small rest takes longer than its share
+    masks = (None,) * parts if mask is None else mask.split(keys, -1)
+    some_keys = zip(key.split(keys, 1), value.split(keys, 1), masks)
+    return _merged([_mixed_part(query, *some, scale, scratch) for some in some_keys])
 
 
 def _mixed_part(query, key, value, mask, scale, scratch: Scratch):
@@ -94,11 +96,13 @@ def _mixed_part(query, key, value, mask, scale, scratch: Scratch):
     shape = (*query.shape[:2], key.shape[1])
     wide = scratch("wide key", torch.float32, *key.shape).copy_(key)
     scores, probs = scratch("scores", torch.float32, *shape), scratch("probs", torch.bfloat16, *shape)
-    beta, mask = (0, scores) if mask is None else (1, mask.float())
-    torch.baddbmm(mask, query, wide.mT, beta=beta, alpha=scale, out=scores)
+    beta, added = (0, scores) if mask is None else (1, mask.float())
+    torch.baddbmm(added, query, wide.mT, beta=beta, alpha=scale, out=scores)
     peak = scores.amax(-1)
     torch.softmax(scores, dim=-1, out=scores)
-    lse = peak.where(peak == -torch.inf, peak - scores.amax(-1).log_())
+    lse = peak - scores.amax(-1).log_()
+    if mask is not None:
+        lse = lse.where(peak > -torch.inf, peak)
     return torch.bmm(probs.copy_(scores), value), lse
 
 

@@ -8,7 +8,7 @@ from diffattn.kernels.torch_tiles import forward
 
 from benchmarks import attention
 from benchmarks.attention_case import Case
-from benchmarks.attention_measure import check, measure
+from benchmarks.attention_measure import Row, check, measure
 from benchmarks.attention_report import r_squared
 from benchmarks.candidates import ours
 
@@ -49,6 +49,29 @@ def test_rows_as_json_and_as_a_table(capsys, tmp_path):
     path = tmp_path / "table.md"
     assert attention.main([*TINY, "--sections", "backward", "--output", str(path)]) == 0
     assert "| diffattn | float32 | 1 | 2 | 256 | 64 | 128x128 |" in path.read_text()
+
+
+def test_of_two_runs_the_last_counts(tmp_path, capsys):
+    def row(section, tokens, name, time):
+        return Row(section, name, "cpu", "float32", 1, 8, tokens, 64, "-", 1.0, time, 0.0)
+
+    first = [row("forward", 256, "SDPA", 1), row("forward", 256, "diffattn", 2), row("forward", 512, "SDPA", 3)]
+    again = [row("forward", 256, "diffattn", 5), row("backward", 256, "SDPA", 7)]
+    files = [tmp_path / name for name in ("first.json", "again.json")]
+    for file, rows in zip(files, (first, again)):
+        file.write_text(json.dumps([row.to_dict() for row in rows]))
+    assert attention.main(["--device", "cpu", "--json", "--join", *map(str, files)]) == 0
+    assert json.loads(capsys.readouterr().out) == [row.to_dict() for row in (again[0], first[2], again[1])]
+
+
+@pytest.mark.parametrize("given", [[], ["--backward"], ["--output", "table.md"], ["--dtypes", "fp32", "bf16"]])
+def test_the_whole_table_is_written_unasked(given):
+    assert not attention._partial(attention._options(["--device", "cpu", *given]))
+
+
+@pytest.mark.parametrize("given", ["--heads 2", "--dtypes bf16", "--sections auto", "--tiles 64x64", "--quick", "--json"])
+def test_part_of_the_table_is_not(given):
+    assert attention._partial(attention._options(["--device", "cpu", *given.split()]))
 
 
 def test_r_squared():
