@@ -83,7 +83,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--backward", action="store_true", help="the section backward too; on a CPU by default")
     parser.add_argument("--quick", action="store_true", help="small shapes, a minute; written only to --output")
     parser.add_argument("--json", action="store_true", help="rows as JSON instead of tables")
-    parser.add_argument("--join", nargs="+", type=Path, metavar="JSON", help="what earlier runs wrote, one table of it")
+    parser.add_argument("--join", nargs="+", type=Path, metavar="JSON", help="one table of what earlier runs wrote")
     parser.add_argument("--output", type=Path, help="default for a full run: benchmarks/results/attention-DEVICE.md")
     options = parser.parse_args(argv)
     options.dtypes = options.dtypes or (["fp32", "bf16"] if options.device == "cpu" else ["bf16"])

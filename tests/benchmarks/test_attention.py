@@ -69,7 +69,7 @@ def test_the_whole_table_is_written_unasked(given):
     assert not attention._partial(attention._options(["--device", "cpu", *given]))
 
 
-@pytest.mark.parametrize("given", ["--heads 2", "--dtypes bf16", "--sections auto", "--tiles 64x64", "--quick", "--json"])
+@pytest.mark.parametrize("given", ["--heads 2", "--dtypes bf16", "--sections auto", "--tiles 64x64", "--quick"])
 def test_part_of_the_table_is_not(given):
     assert attention._partial(attention._options(["--device", "cpu", *given.split()]))
 
