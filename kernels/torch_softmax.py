@@ -12,7 +12,9 @@ from torch import Tensor
 
 from .scratch import Scratch
 
-SCORE_BYTES = 4 << 20  # of the scores that are held at once, at most
+SCORE_BYTES = 2 << 20  # of the scores that are held at once, at most
+LOG2_E = math.log2(math.e)  # scores times this are exponents of 2: exp2 takes a third of the time of exp on AMD
+SAFE_TOTAL = 2.0**96  # of powers of 2, and its inverse: what it is made of lies well within the range of float32
 
 
 @dataclass(frozen=True)
@@ -82,37 +84,46 @@ def _mixed(query, key, value, mask, scale, scratch: Scratch):
     process.
     """
     query = query.float()
-    parts = math.ceil(4 * query.shape[0] * query.shape[1] * key.shape[1] / SCORE_BYTES)
-    if parts == 1:
-        return _mixed_part(query, key, value, mask, scale, scratch)
-    keys = math.ceil(key.shape[1] / parts)  # as many in each: a small rest takes longer than its share
-    masks = (None,) * parts if mask is None else mask.split(keys, -1)
-    some_keys = zip(key.split(keys, 1), value.split(keys, 1), masks)
-    return _merged([_mixed_part(query, *some, scale, scratch) for some in some_keys])
+    count = math.ceil(4 * query.shape[0] * query.shape[1] * key.shape[1] / SCORE_BYTES)
+    keys = math.ceil(key.shape[1] / count)  # as many in each part: a small rest takes longer than its share
+    masks = (None,) * count if mask is None else mask.split(keys, -1)
+    parts = list(zip(key.split(keys, 1), value.split(keys, 1), masks))
+    out, total = _sums(query, parts, None, scale, scratch)
+    least, most = total.aminmax()
+    if 1 / SAFE_TOTAL <= least <= most <= SAFE_TOTAL:
+        return out, total.squeeze(-1).log_()
+    peaks = [_exponents(query, key, mask, scale, scratch).amax(-1, keepdim=True) for key, _, mask in parts]
+    peak = torch.cat(peaks, -1).amax(-1, keepdim=True)
+    shift = peak.where(peak > -torch.inf, 0)
+    out, total = _sums(query, parts, shift, scale, scratch)
+    return out, (total.log_() + shift / LOG2_E).squeeze(-1)
 
 
-def _mixed_part(query, key, value, mask, scale, scratch: Scratch):
-    """The same for some of the keys; a row without any key has lse -inf."""
-    shape = (*query.shape[:2], key.shape[1])
+def _sums(query, parts, shift: Tensor | None, scale: float, scratch: Scratch) -> tuple[Tensor, Tensor]:
+    """Attention, and the sum of the powers of 2 over all keys, `(N, BQ, 1)`; each exponent less `shift`."""
+    outs, totals = zip(*(_part_sums(query, *part, shift, scale, scratch) for part in parts))
+    if len(parts) == 1:
+        return outs[0], totals[0]
+    total = torch.stack(totals).sum(0)
+    return torch.stack([out * part for out, part in zip(outs, totals)]).sum(0).div_(total).to(outs[0].dtype), total
+
+
+def _part_sums(query, key, value, mask, shift, scale: float, scratch: Scratch) -> tuple[Tensor, Tensor]:
+    powers = _exponents(query, key, mask, scale, scratch)
+    if shift is not None:
+        powers.sub_(shift)
+    total = powers.exp2_().sum(-1, keepdim=True)
+    powers.mul_(total.clamp(min=1 / SAFE_TOTAL).reciprocal_())  # 0 where there is no key
+    probs = scratch("probs", torch.bfloat16, *powers.shape).copy_(powers)
+    return torch.bmm(probs, value), total
+
+
+def _exponents(query, key, mask, scale: float, scratch: Scratch) -> Tensor:
+    """Scores as exponents of 2, `(N, BQ, L)` float32."""
     wide = scratch("wide key", torch.float32, *key.shape).copy_(key)
-    scores, probs = scratch("scores", torch.float32, *shape), scratch("probs", torch.bfloat16, *shape)
-    beta, added = (0, scores) if mask is None else (1, mask.float())
-    torch.baddbmm(added, query, wide.mT, beta=beta, alpha=scale, out=scores)
-    peak = scores.amax(-1)
-    torch.softmax(scores, dim=-1, out=scores)
-    lse = peak - scores.amax(-1).log_()
-    if mask is not None:
-        lse = lse.where(peak > -torch.inf, peak)
-    return torch.bmm(probs.copy_(scores), value), lse
-
-
-def _merged(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Attention to all keys from that to some of them each: o = sum exp(lse_i - lse) o_i, lse = logsumexp lse_i."""
-    outs, lses = (torch.stack(some) for some in zip(*parts))
-    lse = lses.logsumexp(0)
-    weight = (lses - lse.where(lse > -torch.inf, 0)).exp_()[..., None]
-    outs = outs.masked_fill_(weight == 0, 0)  # where there is no key, out is not defined
-    return (outs * weight).sum(0).to(outs.dtype), lse
+    scores = scratch("scores", torch.float32, *query.shape[:2], key.shape[1])
+    beta, added = (0, scores) if mask is None else (1, mask.float() * LOG2_E)
+    return torch.baddbmm(added, query, wide.mT, beta=beta, alpha=scale * LOG2_E, out=scores)
 
 
 def _public(query, key, value, mask, scale, scratch):

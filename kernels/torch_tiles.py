@@ -12,7 +12,7 @@ from torch import Tensor
 from .plan import Plan
 from .scratch import Scratch
 from .threads import in_threads, share_of_threads
-from .torch_softmax import SoftmaxForm, scaled_scores, softmax_form
+from .torch_softmax import LOG2_E, SoftmaxForm, scaled_scores, softmax_form
 from .worklist import Chunk, Worklist, worklist
 
 WORTH = 16  # chunks for each worker, at least: threads of the operations before still keep the cores busy
@@ -88,9 +88,10 @@ class _TileAttention(torch.autograd.Function):
             k, v = (_gather(part, chunk, (), scratch, name) for name, part in (("k", keys), ("v", values)))
             empty = total == -torch.inf
             delta = ((do * o).sum(-1, dtype=wide) - dlse).masked_fill_(empty, 0)[..., None]
-            probs = scaled_scores(q.to(wide), k.to(wide), -total.masked_fill(empty, 0)[..., None], scale)
+            lifted = -LOG2_E * total.masked_fill(empty, 0)[..., None]
+            probs = scaled_scores(q.to(wide), k.to(wide), lifted, LOG2_E * scale)
             mask = _mask(plan, work, chunk, (), scratch)
-            probs = (probs if mask is None else probs.add_(mask)).exp_()
+            probs = (probs if mask is None else probs.add_(mask, alpha=LOG2_E)).exp2_()
             scores = scaled_scores(do.to(wide), v.to(wide), -delta, 1.0).mul_(probs).to(k.dtype)
             grad_tiles.index_copy_(0, rows, torch.bmm(scores, k).mul_(scale))
             _scatter_add(grad_keys, chunk, torch.bmm(scores.mT, q * scale))

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -106,22 +107,33 @@ def test_every_softmax_form_equals_the_oracle(form, data):
         assert_equals_the_oracle(*tensors, plan, "torch")
 
 
+@pytest.mark.parametrize("keys_of_a_part", [12, 50])
 @pytest.mark.parametrize("masked", [False, True])
-def test_mixed_softmax_in_parts_equals_float64(masked, monkeypatch):
-    monkeypatch.setattr(torch_softmax, "SCORE_BYTES", 4 * 2 * 8 * 12)  # of 12 keys
+@pytest.mark.parametrize("scale", [0.5, 50.0])  # with 50, powers of 2 are beyond float32 as they are
+def test_mixed_softmax_in_parts_equals_float64(scale, masked, keys_of_a_part, monkeypatch):
+    monkeypatch.setattr(torch_softmax, "SCORE_BYTES", 4 * 2 * 8 * keys_of_a_part)
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(2, rows, 16, generator=generator).bfloat16() for rows in (8, 50, 50))
     key[:, 20:] *= 3  # so that parts have very different weights
-    mask = torch.zeros(2, 1, 50)
+    mask = torch.full((2, 1, 50), -2 * scale)
     mask[:, :, 12:24], mask[1] = -torch.inf, -torch.inf  # a part without keys, rows without keys
     mask = mask if masked else None
     scratch = Scratch(query.device)
-    out, lse = torch_softmax.MIXED.attention(query, key, value, mask, 0.5, scratch)
-    scores = 0.5 * query.double() @ key.double().mT + (0 if mask is None else mask)
+    out, lse = torch_softmax.MIXED.attention(query, key, value, mask, scale, scratch)
+    scores = scale * query.double() @ key.double().mT + (0 if mask is None else mask)
+    assert (scores.amax(-1) > 96).any() == (scale == 50)
     torch.testing.assert_close(lse, scores.logsumexp(-1).float())
     exact, live = scores.softmax(-1) @ value.double(), lse > -torch.inf
     # probabilities, the result of each part and their sum are rounded by half an eps each
     assert (out - exact)[live].abs().max() <= 1.5 * torch.finfo(out.dtype).eps * value.abs().max()
+
+
+def test_mixed_softmax_of_scores_far_below_zero():
+    query, key = torch.ones(1, 4, 16).bfloat16(), torch.full((1, 8, 16), -20.0).bfloat16()
+    value = torch.arange(8.0).view(1, 8, 1).expand(1, 8, 16).bfloat16()
+    out, lse = torch_softmax.MIXED.attention(query, key, value, None, 1.0, Scratch(query.device))
+    assert (out == 3.5).all()
+    torch.testing.assert_close(lse, torch.full((1, 4), math.log(8) - 320))
 
 
 @settings(max_examples=25, **DRAWN)
