@@ -50,7 +50,7 @@ def head_job(
 
     def run(own: Scratch) -> None:
         for part, work, source, to_out, to_lse, chunk, read, tokens, real in queue:
-            q = torch.index_select(source, 0, read, out=own("query", source.dtype, len(read), source.shape[-1]))
+            q = torch.index_select(source, 0, read, out=own("query", source.dtype, read.numel(), source.shape[-1]))
             q = q.view(-1, *form.lead, part.block_q, source.shape[-1])
             found = softmax_of_chunk(q, *granules, chunk, work, part, scale, form, own)
             found_out, found_lse = found[0].reshape(-1, source.shape[-1]), found[1].reshape(-1)

@@ -85,11 +85,9 @@ def _mixed(query, key, value, mask, scale, scratch: Scratch):
     """
     query = query.float()
     count = math.ceil(4 * query.shape[0] * query.shape[1] * key.shape[1] / SCORE_BYTES)
-    keys = math.ceil(key.shape[1] / count)  # as many in each part: a small rest takes longer than its share
-    masks = (None,) * count if mask is None else mask.split(keys, -1)
-    parts = list(zip(key.split(keys, 1), value.split(keys, 1), masks))
+    parts = [(key, value, mask)] if count == 1 else _in_parts(key, value, mask, count)
     out, total = _sums(query, parts, None, scale, scratch)
-    least, most = total.aminmax()
+    least, most = map(float, total.aminmax())
     if 1 / SAFE_TOTAL <= least <= most <= SAFE_TOTAL:
         return out, total.squeeze(-1).log_()
     peaks = [_exponents(query, key, mask, scale, scratch).amax(-1, keepdim=True) for key, _, mask in parts]
@@ -97,6 +95,12 @@ def _mixed(query, key, value, mask, scale, scratch: Scratch):
     shift = peak.where(peak > -torch.inf, 0)
     out, total = _sums(query, parts, shift, scale, scratch)
     return out, (total.log_() + shift / LOG2_E).squeeze(-1)
+
+
+def _in_parts(key, value, mask, count: int) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    keys = math.ceil(key.shape[1] / count)  # as many in each: a small rest takes longer than its share
+    masks = (None,) * count if mask is None else mask.split(keys, -1)
+    return list(zip(key.split(keys, 1), value.split(keys, 1), masks))
 
 
 def _sums(query, parts, shift: Tensor | None, scale: float, scratch: Scratch) -> tuple[Tensor, Tensor]:

@@ -129,9 +129,9 @@ def _gather(sources: list[Tensor], chunk: Chunk, between: tuple[int, ...], scrat
     """Granules `(N, G, ...)` of every run that the `n` tiles of a chunk visit: `(n, *between, L, ...)`."""
     if len(sources) == 1:  # into memory that is there
         (source,), (index,) = sources, chunk.visited
-        torch.index_select(source, 0, index, out=scratch(name, source.dtype, len(index), *source.shape[1:]))
-        keys = len(index) * source.shape[1] // len(chunk.rows)
-        return scratch(name, source.dtype, len(chunk.rows), *between, keys, *source.shape[2:])
+        count, (granule, *rest), tiles = index.numel(), source.shape[1:], chunk.rows.numel()
+        torch.index_select(source, 0, index, out=scratch(name, source.dtype, count, granule, *rest))
+        return scratch(name, source.dtype, tiles, *between, count * granule // tiles, *rest)
     parts = [source.index_select(0, index) for source, index in zip(sources, chunk.visited)]
     return torch.cat([part.view(len(chunk.rows), *between, -1, *part.shape[2:]) for part in parts], 1 + len(between))
 
