@@ -50,10 +50,11 @@ def head_job(
 
     def run(own: Scratch) -> None:
         for part, work, source, to_out, to_lse, chunk, read, tokens, real in queue:
-            q = torch.index_select(source, 0, read, out=own("query", source.dtype, read.numel(), source.shape[-1]))
-            q = q.view(-1, *form.lead, part.block_q, source.shape[-1])
+            dim = source.shape[-1]
+            torch.index_select(source, 0, read, out=own("query", source.dtype, read.numel(), dim))
+            q = own("query", source.dtype, chunk.rows.numel(), *form.lead, part.block_q, dim)
             found = softmax_of_chunk(q, *granules, chunk, work, part, scale, form, own)
-            found_out, found_lse = found[0].reshape(-1, source.shape[-1]), found[1].reshape(-1)
+            found_out, found_lse = found[0].reshape(-1, dim), found[1].reshape(-1)
             if real is not None:
                 found_out, found_lse = found_out[real], found_lse[real]
             to_out.index_copy_(0, tokens, found_out.view(to_out.dtype))

@@ -14,7 +14,7 @@ from .scratch import Scratch
 
 SCORE_BYTES = 2 << 20  # of the scores that are held at once, at most
 LOG2_E = math.log2(math.e)  # scores times this are exponents of 2: exp2 takes a third of the time of exp on AMD
-SAFE_TOTAL = 2.0**96  # of powers of 2, and its inverse: what it is made of lies well within the range of float32
+SAFE_LSE = 64.0  # of either sign: sums of powers of 2 in this range are made of such that float32 holds
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,13 @@ def _mixed(query, key, value, mask, scale, scratch: Scratch):
     lse. `mkldnn.matmul.fp32_precision` would make the first product one of bf16 too, but for all threads of the
     process.
     """
-    query = query.float()
+    query = scratch("wide query", torch.float32, *query.shape).copy_(query)
     count = math.ceil(4 * query.shape[0] * query.shape[1] * key.shape[1] / SCORE_BYTES)
     parts = [(key, value, mask)] if count == 1 else _in_parts(key, value, mask, count)
     out, total = _sums(query, parts, None, scale, scratch)
-    least, most = map(float, total.aminmax())
-    if 1 / SAFE_TOTAL <= least <= most <= SAFE_TOTAL:
-        return out, total.squeeze(-1).log_()
+    lse = total.squeeze(-1).log_()
+    if float(torch.linalg.vector_norm(lse, math.inf)) <= SAFE_LSE:
+        return out, lse
     peaks = [_exponents(query, key, mask, scale, scratch).amax(-1, keepdim=True) for key, _, mask in parts]
     peak = torch.cat(peaks, -1).amax(-1, keepdim=True)
     shift = peak.where(peak > -torch.inf, 0)
@@ -117,7 +117,7 @@ def _part_sums(query, key, value, mask, shift, scale: float, scratch: Scratch) -
     if shift is not None:
         powers.sub_(shift)
     total = powers.exp2_().sum(-1, keepdim=True)
-    powers.mul_(total.clamp(min=1 / SAFE_TOTAL).reciprocal_())  # 0 where there is no key
+    powers.div_(total.clamp(min=math.exp(-SAFE_LSE)))  # not 0 / 0 where no key counts
     probs = scratch("probs", torch.bfloat16, *powers.shape).copy_(powers)
     return torch.bmm(probs, value), total
 

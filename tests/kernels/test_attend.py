@@ -128,12 +128,15 @@ def test_mixed_softmax_in_parts_equals_float64(scale, masked, keys_of_a_part, mo
     assert (out - exact)[live].abs().max() <= 1.5 * torch.finfo(out.dtype).eps * value.abs().max()
 
 
-def test_mixed_softmax_of_scores_far_below_zero():
-    query, key = torch.ones(1, 4, 16).bfloat16(), torch.full((1, 8, 16), -20.0).bfloat16()
+@pytest.mark.parametrize("far", [4, 8])  # keys: all of them, or all of one part
+def test_mixed_softmax_of_scores_far_below_zero(far, monkeypatch):
+    monkeypatch.setattr(torch_softmax, "SCORE_BYTES", 4 * 4 * 4)
+    query, key = torch.ones(1, 4, 16).bfloat16(), torch.zeros(1, 8, 16).bfloat16()
+    key[:, :far] = -20
     value = torch.arange(8.0).view(1, 8, 1).expand(1, 8, 16).bfloat16()
     out, lse = torch_softmax.MIXED.attention(query, key, value, None, 1.0, Scratch(query.device))
-    assert (out == 3.5).all()
-    torch.testing.assert_close(lse, torch.full((1, 4), math.log(8) - 320))
+    assert (out == (5.5 if far == 4 else 3.5)).all()
+    torch.testing.assert_close(lse, torch.full((1, 4), math.log(4) if far == 4 else math.log(8) - 320))
 
 
 @settings(max_examples=25, **DRAWN)
