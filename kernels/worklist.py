@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import accumulate, groupby
+from itertools import accumulate, compress, groupby
+from operator import mul
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,18 +85,18 @@ class Worklist:
         kinds = torch.stack([group, tested.long(), hollow.long(), *(part.lengths for part in flat)], -1)
         found, kind = kinds.unique(dim=0, return_inverse=True)
         order = torch.argsort(2 * kind + odd, stable=True)  # what has log-weights shares few chunks with what has none
-        groups = order.split(torch.bincount(kind, minlength=len(found)).tolist())
         row_bytes = 2 * key.shape[-1] * key.element_size() + scored * 4 * plan.block_q
-        self.chunks, idle = [], [order[:0]]
-        for (part, *kind), rows in reversed(list(zip(found.tolist(), groups))):
-            flags, lengths = kind[:2], kind[2:]
-            keys = sum(length * run.granule for length, run in zip(lengths, self.runs))
-            if not keys:
-                idle.append(rows)
-            else:
-                size = max(1, CHUNK_BYTES * threads // (row_bytes * keys))
-                self.chunks += [_chunk(part, some, lengths, flat, odd, *map(bool, flags)) for some in rows.split(size)]
-        self.idle = torch.cat(idle)  # query tiles that visit nothing
+        granules, cut = [run.granule for run in self.runs], []
+        for row, count in zip(found.tolist(), torch.bincount(kind, minlength=len(found)).tolist()):
+            some = _Kind(row[0], bool(row[1]), bool(row[2]), row[3:])
+            keys = sum(map(mul, some.lengths, granules))
+            size = max(1, CHUNK_BYTES * threads // (row_bytes * keys)) if keys else count
+            cut += [(some, min(size, count - first)) for first in range(0, count, size)]
+        chunks = _chunks(order, cut, flat, odd)
+        live = [any(kind.lengths) for kind, _ in cut]
+        self.chunks = list(compress(chunks, live))[::-1]  # the longest first
+        idle = [chunk.rows for chunk, some in zip(chunks, live) if not some]
+        self.idle = torch.cat([order[:0], *idle])  # query tiles that visit nothing
         wide = torch.promote_types(key.dtype, torch.float32)
         # the log-weights, as granules
         self.bias = [part.to(wide).log() for part in counts] if any(chunk.weighted for chunk in self.chunks) else []
@@ -127,12 +129,28 @@ def _runs(plan: Plan) -> list[Run]:
     return runs
 
 
-def _chunk(
-    part: int, rows: Tensor, lengths: list[int], flat: list[_Flat], odd: Tensor, tested: bool, hollow: bool
-) -> Chunk:
-    at = [run.first[rows, None] + torch.arange(length, device=rows.device) for run, length in zip(flat, lengths)]
-    visited = [run.granules[index].flatten() for run, index in zip(flat, at)]
-    return Chunk(part, rows, visited, flat[0].partial[at[0]] if tested else None, bool(odd[rows].any()), hollow)
+class _Kind(NamedTuple):
+    """What the query tiles of a chunk have in common; lengths are granules of every run."""
+
+    part: int
+    tested: bool
+    hollow: bool
+    lengths: list[int]
+
+
+def _chunks(order: Tensor, cut: list[tuple[_Kind, int]], flat: list[_Flat], odd: Tensor) -> list[Chunk]:
+    """The query tiles `order`, cut into chunks of a kind and a number of tiles: all of them at once."""
+    counts = [count for _, count in cut]
+    sizes = [[kind.lengths[run] * count for kind, count in cut] for run in range(len(flat))]
+    at = [run.of(order) for run in flat]
+    visited = zip(*(run.granules[index].split(each) for run, index, each in zip(flat, at, sizes)))
+    partial = flat[0].partial[at[0]].split(sizes[0])
+    chunks = []
+    for (kind, count), *columns in zip(cut, order.split(counts), visited, partial, odd[order].split(counts)):
+        rows, granules, cells, weighted = columns
+        tested = cells.view(count, -1) if kind.tested else None
+        chunks.append(Chunk(kind.part, rows, list(granules), tested, bool(weighted.any()), kind.hollow))
+    return chunks
 
 
 class _Flat:
@@ -153,6 +171,13 @@ class _Flat:
             torch.bincount(owner[at], minlength=tiles) for at in some
         )
         self.first = self.lengths.cumsum(0) - self.lengths
+
+    def of(self, tiles: Tensor) -> Tensor:
+        """Index of the granules of these query tiles, one tile after the other."""
+        lengths = self.lengths[tiles]
+        shift = self.first[tiles] - (lengths.cumsum(0) - lengths)
+        shift = shift.repeat_interleave(lengths)
+        return shift + torch.arange(len(shift), device=shift.device)
 
 
 def _entries(lists: TileList, start: int, run: Run, batch_heads: tuple[int, int], kv_heads: int) -> list[Tensor]:
