@@ -16,8 +16,8 @@ from .part import part_of
 from .plan import Plan
 from .rows import build_pyramid
 from .scratch import Scratch
+from .torch_chunk import softmax_of_chunk
 from .torch_softmax import softmax_form
-from .torch_tiles import softmax_of_chunk
 from .worklist import Worklist, worklist
 
 

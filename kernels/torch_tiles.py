@@ -12,8 +12,9 @@ from torch import Tensor
 from .plan import Plan
 from .scratch import Scratch
 from .threads import in_threads, share_of_threads
-from .torch_softmax import LOG2_E, SoftmaxForm, scaled_scores, softmax_form
-from .worklist import Chunk, Worklist, worklist
+from .torch_chunk import gather, mask_of_chunk, softmax_of_chunk
+from .torch_softmax import LOG2_E, scaled_scores, softmax_form
+from .worklist import Chunk, worklist
 
 WORTH = 16  # chunks for each worker, at least: threads of the operations before still keep the cores busy
 
@@ -85,12 +86,12 @@ class _TileAttention(torch.autograd.Function):
             # dS = P * (dP - (rowsum(dO * O) - dLSE)), both products of which are in float32 at least
             rows = chunk.rows
             q, o, do, total, dlse = (part.index_select(0, rows) for part in (tiles, out, grad_out, lse, grad_lse))
-            k, v = (_gather(part, chunk, (), scratch, name) for name, part in (("k", keys), ("v", values)))
+            k, v = (gather(part, chunk, (), scratch, name) for name, part in (("k", keys), ("v", values)))
             empty = total == -torch.inf
             delta = ((do * o).sum(-1, dtype=wide) - dlse).masked_fill_(empty, 0)[..., None]
             lifted = -LOG2_E * total.masked_fill(empty, 0)[..., None]
             probs = scaled_scores(q.to(wide), k.to(wide), lifted, LOG2_E * scale)
-            mask = _mask(plan, work, chunk, (), scratch)
+            mask = mask_of_chunk(plan, work, chunk, (), scratch)
             probs = (probs if mask is None else probs.add_(mask, alpha=LOG2_E)).exp2_()
             scores = scaled_scores(do.to(wide), v.to(wide), -delta, 1.0).mul_(probs).to(k.dtype)
             grad_tiles.index_copy_(0, rows, torch.bmm(scores, k).mul_(scale))
@@ -103,62 +104,11 @@ class _TileAttention(torch.autograd.Function):
         return grad_tiles.view_as(query), *grads, None, None
 
 
-def softmax_of_chunk(
-    query: Tensor,
-    keys: list[Tensor],
-    values: list[Tensor],
-    chunk: Chunk,
-    work: Worklist,
-    plan: Plan,
-    scale: float,
-    form: SoftmaxForm,
-    scratch: Scratch,
-) -> tuple[Tensor, Tensor]:
-    """Out and lse of the query tiles of a chunk, in the shapes of `form`; keys and values as granules of every run."""
-    k, v = (_gather(part, chunk, form.lead, scratch, name) for name, part in (("k", keys), ("v", values)))
-    mask = _mask(plan, work, chunk, form.lead, scratch)
-    out, lse = form.attention(query, k, v, mask, scale, scratch)
-    if chunk.hollow and mask is not None:  # rows without any key give 0 and -inf
-        empty = (mask == -torch.inf).all(-1)
-        out.masked_fill_(empty[..., None], 0)
-        lse.masked_fill_(empty, -torch.inf)
-    return out, lse
-
-
-def _gather(sources: list[Tensor], chunk: Chunk, between: tuple[int, ...], scratch: Scratch, name: str) -> Tensor:
-    """Granules `(N, G, ...)` of every run that the `n` tiles of a chunk visit: `(n, *between, L, ...)`."""
-    if len(sources) == 1:  # into memory that is there
-        (source,), (index,) = sources, chunk.visited
-        count, (granule, *rest), tiles = index.numel(), source.shape[1:], chunk.rows.numel()
-        torch.index_select(source, 0, index, out=scratch(name, source.dtype, count, granule, *rest))
-        return scratch(name, source.dtype, tiles, *between, count * granule // tiles, *rest)
-    parts = [source.index_select(0, index) for source, index in zip(sources, chunk.visited)]
-    return torch.cat([part.view(len(chunk.rows), *between, -1, *part.shape[2:]) for part in parts], 1 + len(between))
-
-
 def _scatter_add(sources: list[Tensor], chunk: Chunk, parts: Tensor) -> None:
-    """The transpose of `_gather`, added to `sources`."""
+    """The transpose of `gather`, added to `sources`."""
     sizes = [len(index) * source.shape[1] // len(parts) for source, index in zip(sources, chunk.visited)]
     for source, index, part in zip(sources, chunk.visited, parts.split(sizes, 1)):
         source.index_add_(0, index, part.reshape(-1, *source.shape[1:]).to(source.dtype))
-
-
-def _mask(plan: Plan, work: Worklist, chunk: Chunk, lead: tuple[int, ...], scratch: Scratch) -> Tensor | None:
-    """What is added to the scores of a chunk, `(n, *lead, 1, L)` or `(n, *lead, BQ, L)`; None for nothing."""
-    mask = _gather(work.bias, chunk, (*lead, 1), scratch, "bias") if chunk.weighted else None
-    if chunk.tested is None:
-        return mask
-    (run,), (visited,) = work.runs, chunk.visited
-    lane = torch.arange(run.granule, device=visited.device)
-    keys = (visited % (run.rows // run.granule) * run.granule)[:, None] + lane
-    keys = keys.clamp_(max=plan.order.shape[-1] - 1).view(len(chunk.rows), -1)
-    rows = chunk.rows % (plan.query_shape[-1] // plan.block_q) * plan.block_q
-    rows = rows[:, None] + torch.arange(plan.block_q, device=rows.device)
-    seen = plan.boxes.inside(rows, keys) | ~chunk.tested.repeat_interleave(run.granule, 1)[:, None]
-    dtype = work.dtype if mask is None else mask.dtype
-    cut = torch.zeros((), dtype=dtype, device=rows.device).where(seen, -torch.inf)
-    cut = cut.view(len(cut), *lead, *cut.shape[1:])
-    return cut if mask is None else mask + cut
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

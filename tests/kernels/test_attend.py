@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffattn.kernels import attend as attend_module
 from diffattn.kernels import dense, slabs, torch_softmax
+from diffattn.kernels.boxes import Boxes
 from diffattn.kernels.scratch import Scratch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -104,7 +105,38 @@ def test_every_softmax_form_equals_the_oracle(form, data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("diffattn.kernels.torch_tiles.softmax_form", lambda query: getattr(torch_softmax, form))
         patch.setattr(torch_softmax, "SCORE_BYTES", data.draw(st.sampled_from([1 << 10, 1 << 12, 1 << 21])))
+        patch.setattr("diffattn.kernels.worklist.CHUNK_BYTES", data.draw(st.sampled_from([1, 1 << 21])))
+        patch.setattr("diffattn.kernels.torch_chunk.PART_BYTES", data.draw(st.sampled_from([1, 1 << 11, 1 << 22])))
         assert_equals_the_oracle(*tensors, plan, "torch")
+
+
+@pytest.mark.skipif(torch_softmax.flash_cpu() is None, reason="no CPU flash attention that returns lse")
+@pytest.mark.parametrize("window", [None, 20])  # of keys before a query: some queries see none of a part's
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("granules", [1, 2])
+def test_long_lists_in_parts_equal_the_oracle(granules, masked, window, monkeypatch):
+    plan = full_plan(77)
+    if window is not None:
+        (lists,), at = plan.lists, torch.arange(80, dtype=torch.int32)[:, None]
+        lists = replace(lists, partial=torch.ones_like(lists.indices, dtype=torch.bool))
+        plan = replace(plan, lists=(lists,), boxes=Boxes(at - window, at - 1, at), _cache={})
+    if masked:
+        token = torch.arange(77)
+        plan = plan.with_key_mask(torch.stack([(token < 32) | (token > 70), token < 0]))
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 77, 2, 16, generator=generator) for _ in range(3))
+    seen = []
+
+    def spied(*args):
+        seen.append(args[1].shape[-2])
+        return torch_softmax.FLASH.attention(*args)
+
+    spy = replace(torch_softmax.FLASH, attention=spied)
+    monkeypatch.setattr("diffattn.kernels.torch_tiles.softmax_form", lambda query: spy)
+    monkeypatch.setattr("diffattn.kernels.worklist.CHUNK_BYTES", 1)  # one query tile each
+    monkeypatch.setattr("diffattn.kernels.torch_chunk.PART_BYTES", granules * 2 * 16 * 16 * key.element_size())
+    assert_equals_the_oracle(query, key, value, plan, "torch")
+    assert set(seen) == ({16} if granules == 1 else {16, 32})
 
 
 @pytest.mark.parametrize("keys_of_a_part", [12, 50])
