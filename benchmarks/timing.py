@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 SAMPLES = 80  # that the time has room for: a sample is of as many calls as fill a part of it
-ROUNDS = (2, 41)
+ROUNDS = (3, 41)  # a median of two would be a mean
 
 
 class Time(NamedTuple):
@@ -41,7 +41,7 @@ def once(run: Callable[[], object], device: str, repeats: int = 1) -> float:
 def in_turns(runs: dict[str, Callable[[], object]], device: str, seconds: float) -> dict[str, Time]:
     """Every run once in each round, so that a slow moment of the machine meets all of them alike.
 
-    There are as many rounds as fit into `seconds`, at least 2; the first calls, which compile, are not counted. What
+    There are as many rounds as fit into `seconds`, at least 3; the first calls, which compile, are not counted. What
     is short is called several times in a row, as threads of the one before still spin for some milliseconds.
     """
     repeats = {}
