@@ -28,7 +28,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=[*find_packages(include=["diffattn", "diffattn.*"]), "diffattn.kernels", "diffattn.pipelines"],
+    packages=[
+        *find_packages(include=["diffattn", "diffattn.*"]),
+        *("diffattn.kernels", "diffattn.pipelines"),
+        *(f"diffattn.kernels.{name}" for name in find_packages("kernels")),
+    ],
     package_dir={"diffattn.kernels": "kernels", "diffattn.pipelines": "pipelines"},
     package_data={"diffattn": ["py.typed"], "diffattn.assets": ["tiny_wan/*", "tiny_wan/*/*"]},
     install_requires=[

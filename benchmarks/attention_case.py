@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from diffattn.kernels.plan import Plan
-from diffattn.kernels.tile_list import TileList
+from diffattn.kernels.plan.plan import Plan
+from diffattn.kernels.plan.tile_list import TileList
 from torch import Tensor
 
 SAMPLED = 24  # query tokens per head that are compared with float64

@@ -9,7 +9,7 @@ from functools import partial
 from itertools import product
 
 import torch
-from diffattn.kernels.dense import break_even
+from diffattn.kernels.backends.dense import break_even
 
 from . import candidates
 from .attention_case import Case, error_and_budget, sampled_attention

@@ -8,9 +8,9 @@ import shlex
 import sys
 
 import torch
-from diffattn.kernels.dense import break_even
+from diffattn.kernels.backends.dense import break_even
 
-from diffattn.summary import versions
+from diffattn.analysis.summary import versions
 
 from .attention_measure import DENSE, Row
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from diffattn.kernels.triton_config import Launch, launch_for, specialized_for
+from diffattn.kernels.backends.triton.config import Launch, launch_for, specialized_for
 
 KERNELS = ("forward", "specialized", "dq", "dkv")
 STRIDES = ("i64",) * 3
@@ -65,8 +65,11 @@ def _all_cases(arch: str) -> Iterator[Case]:
 
 
 def kernel_of(case: Case) -> tuple:
-    from diffattn.kernels import triton_dkv, triton_dq, triton_forward, triton_specialized
-    from diffattn.kernels.triton_common import query_constants
+    from diffattn.kernels.backends.triton import dkv as triton_dkv
+    from diffattn.kernels.backends.triton import dq as triton_dq
+    from diffattn.kernels.backends.triton import forward as triton_forward
+    from diffattn.kernels.backends.triton import specialized as triton_specialized
+    from diffattn.kernels.backends.triton.common import query_constants
 
     if case.kernel == "dkv":
         constants = triton_dkv.key_constants(case.dim, case.block_q, case.tiles[0], True, case.launch)

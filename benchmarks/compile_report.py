@@ -18,7 +18,7 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
-from diffattn.kernels.triton_config import ARCHITECTURES
+from diffattn.kernels.backends.triton.config import ARCHITECTURES
 
 from benchmarks.compile_cases import Case, cases, divisible, kernel_of, signature_of
 

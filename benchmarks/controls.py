@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from diffattn.kernels.affine import Affine
+from diffattn.kernels.plan.affine import Affine
 from torch import Tensor
 
 from diffattn import AttentionConfig, Plan, TileList, TokenGrid

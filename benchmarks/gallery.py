@@ -11,8 +11,8 @@ from torch import Tensor
 
 import diffattn
 from diffattn import Plan, TokenGrid
-from diffattn.picture import level_colours
-from diffattn.synthetic import structured_qkv
+from diffattn.analysis.pictures import level_colours
+from diffattn.analysis.synthetic import structured_qkv
 
 GRID = TokenGrid(8, 16, 16)
 DENSITY = 0.2

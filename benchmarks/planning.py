@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from diffattn.kernels.routed import RoutedRows
+from diffattn.kernels.plan.routed import RoutedRows
 from torch import Tensor
 
 import diffattn
 from diffattn import AttentionConfig, Plan, TokenGrid
-from diffattn.synthetic import structured_qkv
+from diffattn.analysis.synthetic import structured_qkv
 
 from .controls import dense
 from .report import markdown

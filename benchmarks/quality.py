@@ -30,7 +30,7 @@ def study_synthetic(options: argparse.Namespace) -> tuple[list[Result], str]:
     results = _measure(synthetic(grid, options.seeds, octaves), options.densities, options.seeds)
     text = (
         f"Random fields of {octaves} octave{'s' * (octaves > 1)} on {grid}, four heads of 64 channels "
-        f"(`diffattn.synthetic.structured_qkv`), {_seeds(options)}; mean of the samples, density reached in "
+        f"(`diffattn.analysis.synthetic.structured_qkv`), {_seeds(options)}; mean of the samples, density reached in "
         f"parentheses.\n\n{report.table(results, 'error')}\n\n{report.findings(results, 'error')}\n"
     )
     return results, text

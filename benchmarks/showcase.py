@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import diffattn
-from diffattn.metrics import compare_videos
-from diffattn.trial import Trial, run_trial
-from diffattn.video import as_uint8
+from diffattn.analysis.metrics import compare_videos
+from diffattn.analysis.trial import Trial, run_trial
+from diffattn.analysis.video import as_uint8
 
 from .tiny import CALL, load
 

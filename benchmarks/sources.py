@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from diffattn import TokenGrid
-from diffattn.synthetic import structured_qkv
+from diffattn.analysis.synthetic import structured_qkv
 
 from .tiny import PROMPTS, load, run
 
@@ -40,7 +40,7 @@ def captured(seeds: int) -> Iterator[Sample]:
 
     The prompts are one batch; each seed is a run of its own.
     """
-    from diffattn.capture import capture
+    from diffattn.analysis.capture import capture
 
     pipe = load()
     for seed in range(seeds):

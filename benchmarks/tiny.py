@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffattn.cli.load import load_pipeline
+from diffattn.analysis.load import load_pipeline
 
 PROMPTS = (
     "a red circle moves right over a blue background",

@@ -1,61 +1,67 @@
+# ruff: noqa: F401
 """Sparse attention and head-level guidance for Hugging Face diffusers."""
 
+import importlib
 import os
+from typing import TYPE_CHECKING, Any
 
 _here = os.path.dirname(os.path.abspath(__file__))
 if not os.path.isdir(os.path.join(_here, "kernels")):
     # a source checkout, where kernels/ and pipelines/ lie beside this directory
     __path__.append(os.path.dirname(_here))
 
-from .apply import apply_sparse_attention, disable, enable, remove_sparse_attention  # noqa: E402
-from .assets import tiny_wan  # noqa: E402
-from .config import AttentionConfig, config  # noqa: E402
-from .functional import make_plan, sparse_attention  # noqa: E402
-from .grid import TokenGrid  # noqa: E402
-from .guidance import GuidanceConfig, HeadPerturbationGuidance, HeadSet, guide, unguide  # noqa: E402
-from .hunting import hunt  # noqa: E402
-from .kernels.attend import attend  # noqa: E402
-from .kernels.plan import Plan  # noqa: E402
-from .kernels.tile_list import TileList  # noqa: E402
-from .methods import (  # noqa: E402
-    AutoConfig,
-    NeighborhoodConfig,
-    PyramidConfig,
-    RadialConfig,
-    RectifiedConfig,
-    VMoBAConfig,
-)
-from .schedule import Schedule  # noqa: E402
-from .summary import summary  # noqa: E402
+if TYPE_CHECKING:
+    from .analysis.summary import summary
+    from .assets import tiny_wan
+    from .attention_config import AttentionConfig
+    from .functional import make_plan, sparse_attention
+    from .grid import TokenGrid
+    from .guidance import GuidanceConfig, HeadPerturbationGuidance, HeadSet, guide, unguide
+    from .hunting import hunt
+    from .integration.apply import apply_sparse_attention, disable, enable, remove_sparse_attention
+    from .kernels.attend import attend
+    from .kernels.plan import Plan, TileList
+    from .methods import (
+        AutoConfig,
+        NeighborhoodConfig,
+        PyramidConfig,
+        RadialConfig,
+        RectifiedConfig,
+        VMoBAConfig,
+        config,
+    )
+    from .schedule import Schedule
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "AttentionConfig",
-    "AutoConfig",
-    "GuidanceConfig",
-    "HeadPerturbationGuidance",
-    "HeadSet",
-    "NeighborhoodConfig",
-    "Plan",
-    "PyramidConfig",
-    "RadialConfig",
-    "RectifiedConfig",
-    "Schedule",
-    "TileList",
-    "TokenGrid",
-    "VMoBAConfig",
-    "apply_sparse_attention",
-    "attend",
-    "config",
-    "disable",
-    "enable",
-    "guide",
-    "hunt",
-    "make_plan",
-    "remove_sparse_attention",
-    "sparse_attention",
-    "summary",
-    "tiny_wan",
-    "unguide",
-]
+# where each public name lives; a module loads when the first of its names is used
+_MODULES = {
+    "analysis.summary": ("summary",),
+    "assets": ("tiny_wan",),
+    "attention_config": ("AttentionConfig",),
+    "functional": ("make_plan", "sparse_attention"),
+    "grid": ("TokenGrid",),
+    "guidance": ("GuidanceConfig", "HeadPerturbationGuidance", "HeadSet", "guide", "unguide"),
+    "hunting": ("hunt",),
+    "integration.apply": ("apply_sparse_attention", "disable", "enable", "remove_sparse_attention"),
+    "kernels.attend": ("attend",),
+    "kernels.plan": ("Plan", "TileList"),
+    "methods": (
+        *("AutoConfig", "NeighborhoodConfig", "PyramidConfig", "RadialConfig", "RectifiedConfig", "VMoBAConfig"),
+        "config",
+    ),
+    "schedule": ("Schedule",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

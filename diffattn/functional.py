@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .attention_config import AttentionConfig
 from .compiled_functional import compiled_sparse_attention
-from .config import AttentionConfig
-from .config import config as config_by_name
 from .grid import TokenGrid
 from .kernels.attend import attend
-from .kernels.plan import Plan
+from .kernels.plan.plan import Plan
+from .methods import config as config_by_name
 
 
 def make_plan(

@@ -7,9 +7,9 @@ import re
 import griffe
 
 PAGES = {  # what the reference documents, by the name that docstrings call it
-    **{name: f"diffattn.apply.{name}" for name in ("enable", "disable")},
+    **{name: f"diffattn.integration.apply.{name}" for name in ("enable", "disable")},
     **{name: f"diffattn.functional.{name}" for name in ("make_plan", "sparse_attention")},
-    "AttentionConfig": "diffattn.config.AttentionConfig",
+    "AttentionConfig": "diffattn.attention_config.AttentionConfig",
     **{name: f"diffattn.guidance.guide.{name}" for name in ("Guided", "guide", "guided", "unguide")},
     "GuidanceConfig": "diffattn.guidance.config.GuidanceConfig",
     "HeadPerturbationGuidance": "diffattn.guidance.guider.HeadPerturbationGuidance",
@@ -21,7 +21,7 @@ PAGES = {  # what the reference documents, by the name that docstrings call it
     "TileList": "kernels.plan.TileList",
     "TokenGrid": "diffattn.grid.TokenGrid",
     "attend": "kernels.attend.attend",
-    "summary": "diffattn.summary.summary",
+    "summary": "diffattn.analysis.summary.summary",
 }
 LINK = re.compile(r"\[`~?([\w.]+)`\](?![\[(])")
 TYPE = re.compile(r"^(\s+[\w, ]+)\((.+?)\): ", re.MULTILINE)  # of an argument

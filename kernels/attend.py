@@ -10,12 +10,12 @@ import torch
 from diffusers.utils import logging
 from torch import Tensor
 
-from .dense import dense_attention, why_dense
+from .backends.dense import dense_attention, why_dense
+from .backends.reference import reference_attention
+from .backends.rows import build_pyramid, gather_rows, scatter_rows, tile_means
+from .backends.torch.slabs import by_slabs
 from .operator import compiled_attend
-from .plan import Plan
-from .reference import reference_attention
-from .rows import build_pyramid, gather_rows, scatter_rows, tile_means
-from .slabs import by_slabs
+from .plan.plan import Plan
 from .validate import check_contents
 
 logger = logging.get_logger(__name__)
@@ -80,13 +80,13 @@ def attend(
 
 
 def _torch(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
-    from .torch_tiles import forward
+    from .backends.torch.tiles import forward
 
     return _on_rows(forward, query, key, value, plan, scale)
 
 
 def _triton(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
-    from .triton_forward import forward
+    from .backends.triton.forward import forward
 
     return _on_rows(forward, query, key, value, plan, scale)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .plan import Plan
-from .tile_list import TileList
+from .plan.plan import Plan
+from .plan.tile_list import TileList
 
 WHOLE = (torch.int32, torch.int64)
 TILES = (torch.int16, *WHOLE)

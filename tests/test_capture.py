@@ -6,7 +6,7 @@ import wan
 from torch.overrides import TorchFunctionMode
 
 import diffattn
-from diffattn.capture import capture
+from diffattn.analysis.capture import capture
 
 
 class SelfAttentionInputs(TorchFunctionMode):

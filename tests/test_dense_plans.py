@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffattn.kernels.dense import break_even
+from diffattn.kernels.backends.dense import break_even
 from wan import tiny_transformer
 
 import diffattn
@@ -18,7 +18,7 @@ def sparse_however_small():
 
 @pytest.fixture(autouse=True)
 def whatever_the_processor(monkeypatch):
-    monkeypatch.setattr("diffattn.kernels.dense.has_amx", lambda: False)
+    monkeypatch.setattr("diffattn.kernels.backends.dense.has_amx", lambda: False)
 
 
 def forward(model, side=32):
@@ -64,7 +64,7 @@ def test_short_sequences_break_even_earlier(density, sparse_calls):
 
 
 def test_with_amx_dense_attention_is_faster_sooner(monkeypatch):
-    monkeypatch.setattr("diffattn.kernels.dense.has_amx", lambda: True)
+    monkeypatch.setattr("diffattn.kernels.backends.dense.has_amx", lambda: True)
     for tokens in (64, 512, 2048, 8192):
         assert 0 <= break_even(tokens, torch.bfloat16) < break_even(tokens, torch.float32) <= 0.7
         assert break_even(tokens, torch.bfloat16, "cuda") == break_even(tokens, torch.float32, "cuda")

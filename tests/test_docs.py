@@ -11,7 +11,7 @@ import pytest
 from doc_blocks import Block, blocks, check_marker
 from doc_python import Namespace
 
-from diffattn.config import METHODS
+from diffattn.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -139,7 +139,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
     done = subprocess.run(command, cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     reference = (tmp_path / "site" / "reference" / "pipelines" / "index.html").read_text()
-    assert 'id="diffattn.apply.enable"' in reference and "[`" not in reference
+    assert 'id="diffattn.integration.apply.enable"' in reference and "[`" not in reference
 
 
 def test_the_notebook_runs(tmp_path):

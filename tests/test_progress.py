@@ -2,7 +2,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from diffusers.hooks.hooks import CacheContext
 
-from diffattn.progress import find_step
+from diffattn.integration.progress import find_step
 
 
 def scheduler(cls=FlowMatchEulerDiscreteScheduler, steps: int = 4):

@@ -8,11 +8,11 @@ import torch
 from typer.testing import CliRunner
 
 from diffattn import AutoConfig, NeighborhoodConfig, PyramidConfig, TokenGrid, attend
-from diffattn.capture import AttentionCall
+from diffattn.analysis.capture import AttentionCall
+from diffattn.analysis.errors import CommandError
+from diffattn.analysis.recall import attention_recall
+from diffattn.analysis.synthetic import structured_qkv
 from diffattn.cli import app
-from diffattn.cli.errors import CommandError
-from diffattn.recall import attention_recall
-from diffattn.synthetic import structured_qkv
 
 GRID = TokenGrid(3, 8, 8, text=5)
 

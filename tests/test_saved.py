@@ -7,9 +7,9 @@ from wan import tiny_transformer
 
 import diffattn
 from diffattn import AttentionConfig, PyramidConfig, RadialConfig, Schedule
-from diffattn.config import METHODS
-from diffattn.hook import find_hook
-from diffattn.saved import FILE
+from diffattn.attention_config import FILE
+from diffattn.integration.hook import find_hook
+from diffattn.methods import METHODS
 
 SCHEDULE = Schedule(dense_start=3, dense_end=0.1, dense_layers=2)
 

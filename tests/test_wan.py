@@ -8,7 +8,7 @@ from wan import image_to_video, run, text_to_video, tiny_transformer
 
 import diffattn
 from diffattn import RadialConfig, Schedule, TokenGrid
-from diffattn.hook import find_hook
+from diffattn.integration.hook import find_hook
 
 ALWAYS = Schedule(dense_start=0, dense_end=0, dense_layers=0)
 FULL = RadialConfig(density=1.0)
@@ -194,7 +194,7 @@ def test_image_to_video_takes_its_step_from_the_scheduler():
 
 def test_a_bare_transformer_says_that_it_does_not_know_the_step(inputs, monkeypatch):
     said = []
-    monkeypatch.setattr(diffattn.runtime.logger, "warning", said.append)
+    monkeypatch.setattr(diffattn.integration.runtime.logger, "warning", said.append)
     model = tiny_transformer()
     diffattn.enable(model, "radial")
     forward(model, inputs), forward(model, inputs)

@@ -2,9 +2,9 @@
 
 import torch
 from diffattn.kernels.attend import attend
-from diffattn.kernels.plan import Plan
-from diffattn.kernels.rows import build_pyramid, gather_rows, scatter_rows
-from diffattn.kernels.tile_list import TileList
+from diffattn.kernels.backends.rows import build_pyramid, gather_rows, scatter_rows
+from diffattn.kernels.plan.plan import Plan
+from diffattn.kernels.plan.tile_list import TileList
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -6,12 +6,12 @@ import sys
 
 import typer
 
+from ..analysis.errors import CommandError
 from .bench import bench
 from .compare import compare
 from .demo import demo
 from .density import density
 from .env import env
-from .errors import CommandError
 from .generate import generate
 from .hunt import hunt
 from .inspect import inspect

@@ -10,13 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from ..config import METHODS
-from ..metrics import Comparison, compare_videos
-from ..summary import versions
-from ..trial import Trial, run_trial
+from ..analysis.errors import CommandError, user_errors
+from ..analysis.load import TINY, check_frames, load_pipeline
+from ..analysis.metrics import Comparison, compare_videos
+from ..analysis.summary import versions
+from ..analysis.trial import Trial, run_trial
+from ..methods import METHODS
 from . import settings
-from .errors import CommandError, user_errors
-from .load import TINY, check_frames, load_pipeline
 from .output import write_whole
 
 PROMPT = "a red circle moves right over a blue background"

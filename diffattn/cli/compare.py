@@ -10,12 +10,12 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from ..metrics import compare_videos
-from ..trial import run_trial
-from ..video import difference_strip, read_video, side_by_side
+from ..analysis.errors import CommandError, user_errors
+from ..analysis.load import TINY, check_frames, load_pipeline
+from ..analysis.metrics import compare_videos
+from ..analysis.trial import run_trial
+from ..analysis.video import difference_strip, read_video, side_by_side
 from . import settings
-from .errors import CommandError, user_errors
-from .load import TINY, check_frames, load_pipeline
 from .output import check_output, write_video, write_whole
 
 VIDEO, STRIP = "side_by_side.mp4", "difference.png"

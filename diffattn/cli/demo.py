@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from ..analysis.errors import CommandError, user_errors
 from . import settings
-from .errors import CommandError, user_errors
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 

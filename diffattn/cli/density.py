@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 from torch import Tensor
 
+from ..analysis.errors import CommandError, user_errors
+from ..analysis.load import TINY, check_frames, load_pipeline
 from . import settings
-from .errors import CommandError, user_errors
-from .load import TINY, check_frames, load_pipeline
 from .output import check_png
 from .recall import PROMPT
 
@@ -46,7 +46,7 @@ def density(
     check_frames(pipe, frames)
     shares = _watch(pipe, inputs, sparse, seed)
     if output is not None:
-        from ..picture import draw_densities
+        from ..analysis.pictures import draw_densities
 
         with user_errors(ImportError):
             draw_densities(shares, output, title=f"{method}: {shares.nanmean():.1%} of the attention computed")
@@ -62,7 +62,7 @@ def density(
 
 
 def _watch(pipe: Any, inputs: dict, sparse: settings.Attention, seed: int) -> Tensor:
-    from ..densities import densities
+    from ..analysis.density import densities
 
     config, schedule, impl = sparse
     with user_errors(ValueError, TypeError):

@@ -14,11 +14,11 @@ def env(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print versions, device and the kernel implementation that would run."""
-    from ..config import METHODS
+    from ..analysis.summary import versions
+    from ..attention_config import METHODS
     from ..kernels.attend import choose_impl
     from ..models import supported_models
     from ..models.table import support_table
-    from ..summary import versions
 
     if models and not as_json:
         typer.echo(support_table())

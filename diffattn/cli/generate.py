@@ -11,14 +11,14 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from ..apply import enable
-from ..summary import Summary, versions
-from ..summary import summary as make_summary
-from .errors import user_errors
+from ..analysis.errors import user_errors
+from ..analysis.load import TINY, check_frames, default_fps, load_pipeline, place
+from ..analysis.summary import Summary, versions
+from ..analysis.summary import summary as make_summary
+from ..integration.apply import enable
 from .heads import Heads, Preset, Scale, Strength, check_heads, guide_with
-from .load import TINY, check_frames, load_pipeline
 from .output import check_output, sidecar_path, write_video
-from .settings import Attention, attention, default_fps, pipeline_options, place
+from .settings import Attention, attention, pipeline_options
 
 
 def generate(

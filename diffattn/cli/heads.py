@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..analysis.errors import CommandError, user_errors
 from ..guidance import guide
-from .errors import CommandError, user_errors
 
 Heads = Annotated[list[str] | None, typer.Option(help="A head as layer:head, repeated; or a JSON file of `hunt`.")]
 Preset = Annotated[str | None, typer.Option(help="Guide by a preset, a JSON file or a Hub repository of heads.")]

@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 from accelerate import PartialState
 
+from ..analysis.errors import CommandError, user_errors
+from ..analysis.load import TINY, check_frames, load_pipeline, place
 from ..hunting import estimate
 from ..hunting import hunt as search
 from ..hunting.objectives import BUILT_IN, by_name
 from ..hunting.search import Estimate, Settings
-from .errors import CommandError, user_errors
-from .load import TINY, check_frames, load_pipeline
-from .settings import Device, Dtype, Frames, GuidanceScale, Height, Model, Steps, Width, pipeline_options, place
+from .settings import Device, Dtype, Frames, GuidanceScale, Height, Model, Steps, Width, pipeline_options
 
 
 def hunt(

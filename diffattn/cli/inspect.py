@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
-from ..config import AttentionConfig, config
+from ..analysis.errors import CommandError, user_errors
+from ..attention_config import AttentionConfig
 from ..functional import make_plan
 from ..grid import TokenGrid
-from ..kernels.plan import Plan
-from .errors import CommandError, user_errors
+from ..kernels.plan.plan import Plan
+from ..methods import config
 from .output import check_png
 
 
@@ -40,7 +41,7 @@ def inspect(
         plan = _plan(chosen, grid, layer, seed)
     about = describe(chosen, grid, plan)
     if output is not None:
-        from ..picture import draw_plan
+        from ..analysis.pictures import draw_plan
 
         with user_errors(ImportError):
             draw_plan(plan, output, title=f"{method} on {grid}, density {plan.density:.3f}")
@@ -86,7 +87,7 @@ def _config(method: str, density: float | None, options: str) -> AttentionConfig
 def _plan(chosen: AttentionConfig, grid: TokenGrid, layer: int, seed: int) -> Plan:
     if not chosen.dynamic:
         return make_plan(chosen, grid, layer=layer)
-    from ..synthetic import structured_qkv
+    from ..analysis.synthetic import structured_qkv
 
     query, key, _ = structured_qkv(grid, heads=1, seed=seed)
     return make_plan(chosen, grid, query, key, layer)

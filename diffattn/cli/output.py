@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from .errors import CommandError
+from ..analysis.errors import CommandError
 
 
 def check_output(path: Path, force: bool) -> None:

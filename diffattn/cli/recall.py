@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from ..config import config
-from ..recall import Recall, attention_recall
+from ..analysis.errors import CommandError, user_errors
+from ..analysis.load import TINY, check_frames, load_pipeline
+from ..analysis.recall import Recall, attention_recall
+from ..methods import config
 from . import settings
-from .errors import CommandError, user_errors
-from .load import TINY, check_frames, load_pipeline
 from .output import check_png
 
 PROMPT = "a red circle moves right over a blue background"
@@ -46,7 +46,7 @@ def recall(
     check_frames(pipe, frames)
     found = _recalls(_run(pipe, inputs | {"prompt": prompt}, step, seed), chosen)
     if output is not None:
-        from ..picture import draw_recall
+        from ..analysis.pictures import draw_recall
 
         with user_errors(ImportError):
             draw_recall(found, output, title=f"{method}, density {density:g}, step {step} of {steps}")
@@ -62,7 +62,7 @@ def recall(
 
 
 def _run(pipe: Any, inputs: dict[str, Any], step: int, seed: int) -> list[Any]:
-    from ..capture import capture
+    from ..analysis.capture import capture
 
     noise = torch.Generator("cpu").manual_seed(seed)
     with user_errors(ValueError, TypeError), capture(pipe, keep=lambda layer, now: now == step) as calls:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 import typer
 
-from ..config import AttentionConfig, config
+from ..analysis.errors import CommandError, user_errors
+from ..analysis.load import TINY, TINY_DEFAULTS
+from ..attention_config import AttentionConfig
 from ..kernels.attend import check_impl
+from ..methods import config
 from ..schedule import Schedule
-from .errors import CommandError, user_errors
-from .load import TINY
 
-TINY_DEFAULTS = {"height": 128, "width": 128, "num_frames": 33, "num_inference_steps": 20, "guidance_scale": 3.0}
-TINY_FPS = 8
 OPTION_NAMES = {"num_frames": "frames", "num_inference_steps": "steps"}
 
 Model = Annotated[str, typer.Option(help="Hub id or pipeline folder; 'tiny' is the embedded model.")]
@@ -55,17 +53,6 @@ def attention(
         if density not in (None, 1.0):
             raise ValueError(f"method 'dense' has density 1, got {density}")
     return None
-
-
-def place(device: str | None, dtype: str | None) -> tuple[str, str]:
-    """Device and dtype, the best there is where not given."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return device, dtype or ("float32" if device == "cpu" else "bfloat16")
-
-
-def default_fps(model: str) -> int:
-    """Frames a second of a video nobody gave a rate for."""
-    return TINY_FPS if model == TINY else 16
 
 
 def _count_or_share(value: float) -> float | int:

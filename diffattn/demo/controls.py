@@ -6,8 +6,8 @@ from dataclasses import fields
 
 import gradio as gr
 
-from ..cli.load import TINY
-from ..config import METHODS
+from ..analysis.load import TINY
+from ..methods import METHODS
 from .request import Request
 from .worker import Worker
 

@@ -10,10 +10,11 @@ import diffusers
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from ..analysis.pictures import DROPPED, level_colours
 from ..guidance import ModelMap, map_model
-from ..kernels.plan import Plan
+from ..kernels.plan.plan import Plan
+from ..kernels.plan.sampled_levels import sampled_levels
 from ..models import supported_models
-from ..picture import DROPPED, level_colours, sampled_levels
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

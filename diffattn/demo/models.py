@@ -6,8 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from ..analysis.load import TINY
 from ..assets import tiny_wan
-from ..cli.load import TINY
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w-]*(?:\.[\w-]+)*/[A-Za-z0-9][\w-]*(?:\.[\w-]+)*")
 SUGGESTED = ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan-AI/Wan2.1-T2V-14B-Diffusers", "Lightricks/LTX-Video")

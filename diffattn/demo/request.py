@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..cli.load import TINY
-from ..config import AttentionConfig, config
+from ..analysis.load import TINY
+from ..attention_config import AttentionConfig
 from ..guidance.config import SCALE
+from ..methods import config
 from ..schedule import Schedule
 
 

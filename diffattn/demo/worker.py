@@ -18,15 +18,14 @@ from typing import Any
 import torch
 from diffusers.utils import export_to_video, logging
 
-from ..apply import find_transformers
-from ..cli.errors import CommandError
-from ..cli.load import check_frames, load_pipeline
-from ..cli.settings import default_fps, place
-from ..config import AttentionConfig
+from ..analysis.errors import CommandError
+from ..analysis.load import check_frames, default_fps, load_pipeline, place
+from ..analysis.metrics import Comparison, compare_videos
+from ..analysis.pictures import draw_plan
+from ..analysis.trial import Trial, run_trial
+from ..attention_config import AttentionConfig
 from ..guidance import guided, map_model
-from ..metrics import Comparison, compare_videos
-from ..picture import draw_plan
-from ..trial import Trial, run_trial
+from ..integration.apply import find_transformers
 from .heads import draw_heads, head_names, model_in
 from .limits import Limits
 from .models import Models

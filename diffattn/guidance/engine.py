@@ -12,13 +12,13 @@ from typing import Any
 from diffusers.utils import logging
 from torch import Tensor, nn
 
-from ..config import AttentionConfig
-from ..layer import Layer
+from ..attention_config import AttentionConfig
+from ..integration.layer import Layer
+from ..integration.placement import place
+from ..integration.processors import set_processor
+from ..integration.runtime import Runtime
 from ..methods import NeighborhoodConfig
 from ..models.adapter import NoGrid, adapter_for
-from ..placement import place
-from ..processors import set_processor
-from ..runtime import Runtime
 from ..schedule import Schedule
 from .blocks import Skip, Tree, hollow, replaced_forward, take_samples
 from .model import map_model

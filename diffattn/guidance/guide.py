@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from .._compat import unwrap_module
-from ..apply import find_transformers
-from ..config import AttentionConfig
+from ..attention_config import AttentionConfig
+from ..integration.apply import find_transformers
 from .cfg import PipelineCfg
 from .config import GuidanceConfig
 from .engine import Perturber

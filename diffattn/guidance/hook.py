@@ -11,7 +11,7 @@ from diffusers.utils import logging
 from torch import Tensor, nn
 
 from .._compat import HookRegistry, ModelHook, StateManager, renamed_context
-from ..progress import find_step
+from ..integration.progress import find_step
 from .blocks import take_samples
 from .cfg import BOTH, COND, UNCOND, PipelineCfg
 from .combine import combine

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..calls import Call, Dense
+from ..integration.calls import Call, Dense
+from ..integration.processors import InterceptedProcessorMixin, SparseProcessorMixin, intercepted
 from ..models.adapter import Adapter
-from ..processors import InterceptedProcessorMixin, SparseProcessorMixin, intercepted
 from .targets import AttentionCall
 
 Act = Callable[[AttentionCall], Tensor]

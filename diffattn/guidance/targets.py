@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..masks import as_key_mask
+from ..integration.masks import as_key_mask
 from .strengths import Strengths
 
 TARGETS = ("identity", "uniform", "seg", "local")

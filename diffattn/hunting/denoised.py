@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..progress import find_step
+from ..integration.progress import find_step
 from .runner import as_clips
 
 DECODED = ("Wan", "HunyuanVideoPipeline", "CogVideoX", "StableDiffusion3")

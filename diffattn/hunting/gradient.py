@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..apply import find_transformers
 from ..guidance import Guided
 from ..guidance.hook import GuidanceHook, find_guidance
+from ..integration.apply import find_transformers
 from .denoised import clean_sample, decode, listening
 from .runner import Runner, as_clips
 

@@ -11,12 +11,12 @@ import torch
 from diffusers.utils import logging
 from torch import Tensor
 
-from ..apply import find_transformers
 from ..guidance import GuidanceConfig, HeadSet, resolve_heads
 from ..guidance.heads import check_strength, describe_model
 from ..guidance.hook import find_guidance
 from ..guidance.model import ModelMap, map_model
-from ..hook import find_hook
+from ..integration.apply import find_transformers
+from ..integration.hook import find_hook
 from .gradient import GradientScreen
 from .log import fingerprint
 from .objectives import as_objective

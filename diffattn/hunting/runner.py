@@ -12,8 +12,8 @@ from diffusers.utils import logging
 from torch import Tensor, nn
 
 from .._compat import quiet_pipeline
-from ..apply import find_transformers
 from ..guidance import GuidanceConfig, Guided, guided
+from ..integration.apply import find_transformers
 from .objectives import Objective
 from .prompts import Pair
 

@@ -1,5 +1,6 @@
 """Methods: each file is one planner."""
 
+from ..attention_config import METHODS, config
 from .auto import AutoConfig
 from .neighborhood import NeighborhoodConfig, WindowReport
 from .pyramid import PyramidConfig
@@ -8,6 +9,7 @@ from .rectified import RectifiedConfig
 from .vmoba import VMoBAConfig
 
 __all__ = [
+    "METHODS",
     "AutoConfig",
     "NeighborhoodConfig",
     "PyramidConfig",
@@ -15,4 +17,5 @@ __all__ = [
     "RectifiedConfig",
     "VMoBAConfig",
     "WindowReport",
+    "config",
 ]

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..config import AttentionConfig, check_density, register
+from ..attention_config import AttentionConfig, check_density, register
 from ..grid import TokenGrid
-from ..kernels.plan import Plan
-from ..kernels.tile_list import TileList
+from ..kernels.plan.plan import Plan
+from ..kernels.plan.tile_list import TileList
 from ._check import check_size
 from ._order import SIZES, block_order, block_size
 from ._scores import block_mass

@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..config import AttentionConfig, check_density, register
+from ..attention_config import AttentionConfig, check_density, register
 from ..grid import TokenGrid
-from ..kernels.boxes import Boxes
-from ..kernels.plan import Plan
-from ..kernels.tile_list import TileList
+from ..kernels.plan.boxes import Boxes
+from ..kernels.plan.plan import Plan
+from ..kernels.plan.tile_list import TileList
 from ._check import check_triple
 from ._order import coordinates, pack, with_text
 from ._select import extend_text, video_density

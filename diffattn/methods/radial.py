@@ -11,10 +11,10 @@ import torch
 from diffusers.utils import logging
 from torch import Tensor
 
-from ..config import AttentionConfig, check_density, register
+from ..attention_config import AttentionConfig, check_density, register
 from ..grid import TokenGrid
-from ..kernels.plan import Plan
-from ..kernels.tile_list import TileList
+from ..kernels.plan.plan import Plan
+from ..kernels.plan.tile_list import TileList
 from ..schedule import Schedule
 from ._check import is_number
 from ._radial_official import official_tile_mask

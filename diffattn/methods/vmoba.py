@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..config import AttentionConfig, check_density, register
+from ..attention_config import AttentionConfig, check_density, register
 from ..grid import TokenGrid
-from ..kernels.plan import Plan
-from ..kernels.routed import RoutedRows
-from ..kernels.tile_list import TileList
+from ..kernels.plan.plan import Plan
+from ..kernels.plan.routed import RoutedRows
+from ..kernels.plan.tile_list import TileList
 from ..schedule import Schedule
 from ._check import check_choice, check_integer, check_shares, check_size, check_triple, paper_settings
 from ._order import SIZES, pack, with_text

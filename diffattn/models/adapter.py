@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from .._compat import unwrap_module
-from ..placement import WHERE
+
+ALL_BEFORE, NO_OTHERS = -1, -2  # instead of a number of tokens before the grid
+BEFORE = {"before": ALL_BEFORE, "after": 0, "none": NO_OTHERS}
 
 
 class NoGrid(Exception):
@@ -58,8 +60,8 @@ class Adapter:
         return "image" if self.model.endswith("2DModel") else "video"
 
     def tokens_before(self, model: nn.Module, inputs: dict) -> int:
-        """How many tokens come before the visual ones, as [`placement.place`] takes it."""
-        return self.others(model, inputs) if callable(self.others) else WHERE[self.others]
+        """How many tokens come before the visual ones, as [`~integration.placement.place`] takes it."""
+        return self.others(model, inputs) if callable(self.others) else BEFORE[self.others]
 
 
 class Blocks:

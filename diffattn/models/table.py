@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..config import METHODS
 from ..grid import TokenGrid
+from ..methods import METHODS
 from .adapter import Adapter, adapter_named, supported_models
 
 HEADER = ("class", "tokens on the grid", "other tokens of the sequence", "key mask", "methods", "tested")

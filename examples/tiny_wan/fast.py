@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from diffattn.kernels.torch_softmax import has_amx
+from diffattn.kernels.backends.torch.softmax import has_amx
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 

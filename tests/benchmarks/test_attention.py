@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from diffattn.kernels.torch_tiles import forward
+from diffattn.kernels.backends.torch.tiles import forward
 
 from benchmarks import attention
 from benchmarks.attention_case import Case
@@ -28,7 +28,7 @@ def off(*args):
 
 
 def test_a_wrong_result_is_named_and_not_timed(monkeypatch, capsys):
-    monkeypatch.setattr("diffattn.kernels.torch_tiles.forward", off)
+    monkeypatch.setattr("diffattn.kernels.backends.torch.tiles.forward", off)
     case = Case("cpu", torch.float32, 256, 16, (64, 32), heads=2)
     (row,) = measure([case], (0.4,), "auto", 0.1)
     assert row.wrong.startswith("out is wrong by") and row.time is None

@@ -7,8 +7,8 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from diffattn.analysis.errors import CommandError
 from diffattn.cli import app
-from diffattn.cli.errors import CommandError
 
 SMALL = ["--frames", "5", "--height", "64", "--width", "64", "--steps", "2", "--repeats", "2"]
 ALWAYS = ["--dense-start", "0", "--dense-layers", "0", "--density", "0.3"]

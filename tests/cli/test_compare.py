@@ -13,10 +13,10 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from typer.testing import CliRunner
 
+from diffattn.analysis.errors import CommandError
+from diffattn.analysis.metrics import compare_videos, ms_ssim_scales
+from diffattn.analysis.video import difference_strip, read_video
 from diffattn.cli import app, main
-from diffattn.cli.errors import CommandError
-from diffattn.metrics import compare_videos, ms_ssim_scales
-from diffattn.video import difference_strip, read_video
 
 SMALL = ["--frames", "5", "--height", "64", "--width", "64", "--steps", "2"]
 

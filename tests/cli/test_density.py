@@ -8,12 +8,12 @@ from typer.testing import CliRunner
 
 import diffattn
 from diffattn import Schedule
+from diffattn.analysis.density import densities
+from diffattn.analysis.errors import CommandError
+from diffattn.analysis.load import load_pipeline
+from diffattn.analysis.summary import summary
+from diffattn.analysis.trial import run_trial
 from diffattn.cli import app
-from diffattn.cli.errors import CommandError
-from diffattn.cli.load import load_pipeline
-from diffattn.densities import densities
-from diffattn.summary import summary
-from diffattn.trial import run_trial
 
 SMALL = ["--frames", "5", "--steps", "4"]
 INPUTS = {"prompt": "a red circle", "height": 64, "width": 64, "num_frames": 5, "num_inference_steps": 4}

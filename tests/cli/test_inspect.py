@@ -6,13 +6,14 @@ import sys
 
 import pytest
 import torch
+from diffattn.kernels.plan.sampled_levels import sampled_levels
 from typer.testing import CliRunner
 
 from diffattn import AutoConfig, NeighborhoodConfig, TokenGrid, VMoBAConfig
+from diffattn.analysis.errors import CommandError
+from diffattn.analysis.pictures import level_colours
+from diffattn.analysis.synthetic import structured_qkv
 from diffattn.cli import app
-from diffattn.cli.errors import CommandError
-from diffattn.picture import level_colours, sampled_levels
-from diffattn.synthetic import structured_qkv
 
 GRID = ["--frames", "5", "--height", "9", "--width", "10"]
 

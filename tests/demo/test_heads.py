@@ -12,13 +12,13 @@ pytest.importorskip("gradio")
 
 import diffattn
 from diffattn import TokenGrid
-from diffattn.apply import find_transformers
 from diffattn.demo import Models, Request, Worker
 from diffattn.demo.heads import CAPTION, CHOSEN, SIDE, draw_heads, head_at, head_names, model_in, toggled
 from diffattn.demo.sessions import Sessions
 from diffattn.demo.worker import Compared, Made
 from diffattn.guidance import ModelMap, map_model
 from diffattn.guidance.hook import find_guidance
+from diffattn.integration.apply import find_transformers
 
 SMALL = Request("a red circle", density=0.3, dense_start=0, steps=2, width=64, height=64, frames=5)
 UNEVEN = ModelMap("Model", {"a": 3, "b": 2, "c": 3}, ("a", "b", "c"), ())
@@ -107,6 +107,6 @@ def test_chosen_heads_guide_both_videos_and_none_is_guided_afterwards(worker, se
 def _guided_frames(pipe):
     diffattn.guide(pipe, heads=[(2, 1), (3, 0)], scale=3.0, strength=1.0)
     try:
-        return diffattn.trial.run_trial(pipe, SMALL.inputs).frames
+        return diffattn.analysis.trial.run_trial(pipe, SMALL.inputs).frames
     finally:
         diffattn.unguide(pipe)

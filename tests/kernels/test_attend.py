@@ -4,9 +4,11 @@ from dataclasses import replace
 import pytest
 import torch
 from diffattn.kernels import attend as attend_module
-from diffattn.kernels import dense, slabs, torch_softmax
-from diffattn.kernels.boxes import Boxes
-from diffattn.kernels.scratch import Scratch
+from diffattn.kernels.backends import dense
+from diffattn.kernels.backends.torch import slabs
+from diffattn.kernels.backends.torch import softmax as torch_softmax
+from diffattn.kernels.backends.torch.scratch import Scratch
+from diffattn.kernels.plan.boxes import Boxes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernels_draws import inputs, plans
@@ -14,6 +16,8 @@ from kernels_draws import inputs, plans
 from diffattn import Plan, TileList, attend
 
 DRAWN = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
+
+TORCH = "diffattn.kernels.backends.torch"
 
 
 @pytest.fixture(autouse=True)
@@ -103,10 +107,12 @@ def test_every_softmax_form_equals_the_oracle(form, data):
     plan = data.draw(plans())
     tensors = data.draw(inputs(plan, dtype))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("diffattn.kernels.torch_tiles.softmax_form", lambda query: getattr(torch_softmax, form))
+        patch.setattr("diffattn.kernels.backends.torch.tiles.softmax_form", lambda query: getattr(torch_softmax, form))
         patch.setattr(torch_softmax, "SCORE_BYTES", data.draw(st.sampled_from([1 << 10, 1 << 12, 1 << 21])))
-        patch.setattr("diffattn.kernels.worklist.CHUNK_BYTES", data.draw(st.sampled_from([1, 1 << 21])))
-        patch.setattr("diffattn.kernels.torch_chunk.PART_BYTES", data.draw(st.sampled_from([1, 1 << 11, 1 << 22])))
+        patch.setattr("diffattn.kernels.backends.torch.worklist.CHUNK_BYTES", data.draw(st.sampled_from([1, 1 << 21])))
+        patch.setattr(
+            "diffattn.kernels.backends.torch.chunk.PART_BYTES", data.draw(st.sampled_from([1, 1 << 11, 1 << 22]))
+        )
         assert_equals_the_oracle(*tensors, plan, "torch")
 
 
@@ -132,9 +138,11 @@ def test_long_lists_in_parts_equal_the_oracle(granules, masked, window, monkeypa
         return torch_softmax.FLASH.attention(*args)
 
     spy = replace(torch_softmax.FLASH, attention=spied)
-    monkeypatch.setattr("diffattn.kernels.torch_tiles.softmax_form", lambda query: spy)
-    monkeypatch.setattr("diffattn.kernels.worklist.CHUNK_BYTES", 1)  # one query tile each
-    monkeypatch.setattr("diffattn.kernels.torch_chunk.PART_BYTES", granules * 2 * 16 * 16 * key.element_size())
+    monkeypatch.setattr("diffattn.kernels.backends.torch.tiles.softmax_form", lambda query: spy)
+    monkeypatch.setattr("diffattn.kernels.backends.torch.worklist.CHUNK_BYTES", 1)  # one query tile each
+    monkeypatch.setattr(
+        "diffattn.kernels.backends.torch.chunk.PART_BYTES", granules * 2 * 16 * 16 * key.element_size()
+    )
     assert_equals_the_oracle(query, key, value, plan, "torch")
     assert set(seen) == ({16} if granules == 1 else {16, 32})
 

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from diffattn.kernels.threads import MOST, in_threads, share_of_threads
+from diffattn.kernels.backends.torch.threads import MOST, in_threads, share_of_threads
 from triton_plans import inputs, padded_order, random_plan
 
 from diffattn import attend
@@ -72,7 +72,7 @@ def test_an_error_in_a_worker_is_raised():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_results_do_not_depend_on_the_threads(threads, dtype, monkeypatch):
     """Out, lse and all gradients, and twice the same."""
-    monkeypatch.setattr("diffattn.kernels.worklist.CHUNK_BYTES", 1 << 14)  # many chunks
+    monkeypatch.setattr("diffattn.kernels.backends.torch.worklist.CHUNK_BYTES", 1 << 14)  # many chunks
     plan = random_plan(300, 32, [(1, 16), (4, 4)], (2, 4), 0.4, order=padded_order(300, 64))
     tensors = inputs(plan, batch=2, heads=4, kv_heads=2, dtype=dtype)
     alone, again, here = (_all_of(plan, tensors, number) for number in (1, threads, threads))
@@ -87,7 +87,7 @@ def test_heads_of_which_every_thread_takes_some(threads, heads, monkeypatch):
     plan = random_plan(300, 32, [(1, 16), (4, 4)], (2, heads[0]), 0.4, order=padded_order(300, 64))
     tensors = inputs(plan, batch=2, heads=heads[0], kv_heads=heads[1])
     whole = attend(*tensors, plan, impl="torch", return_lse=True)
-    monkeypatch.setattr("diffattn.kernels.slabs.SLAB_BYTES", 1)
+    monkeypatch.setattr("diffattn.kernels.backends.torch.slabs.SLAB_BYTES", 1)
     for _ in range(2):
         parts = attend(*tensors, plan, impl="torch", return_lse=True)
         assert all(torch.equal(one, two) for one, two in zip(parts, whole, strict=True))
@@ -108,7 +108,7 @@ def _all_of(plan, tensors, threads):
 
 
 def test_workers_may_write_what_inference_mode_made(threads, monkeypatch):
-    monkeypatch.setattr("diffattn.kernels.worklist.CHUNK_BYTES", 1 << 14)  # many chunks
+    monkeypatch.setattr("diffattn.kernels.backends.torch.worklist.CHUNK_BYTES", 1 << 14)  # many chunks
     plan = random_plan(300, 32, [(1, 16)], (2, 4), 0.4, order=padded_order(300, 64))
     tensors = inputs(plan, batch=2, heads=4)
     with torch.inference_mode():

@@ -5,14 +5,14 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from diffattn.kernels import triton_forward  # noqa: E402
 from diffattn.kernels.attend import attend  # noqa: E402
-from diffattn.kernels.plan import Plan  # noqa: E402
-from diffattn.kernels.rows import build_pyramid  # noqa: E402
-from diffattn.kernels.tile_list import TileList  # noqa: E402
-from diffattn.kernels.triton_common import launch_order  # noqa: E402
-from diffattn.kernels.triton_config import ARCHITECTURES, launch_for  # noqa: E402
-from diffattn.kernels.triton_forward import forward  # noqa: E402
+from diffattn.kernels.backends.rows import build_pyramid  # noqa: E402
+from diffattn.kernels.backends.triton import forward as triton_forward  # noqa: E402
+from diffattn.kernels.backends.triton.common import launch_order  # noqa: E402
+from diffattn.kernels.backends.triton.config import ARCHITECTURES, launch_for  # noqa: E402
+from diffattn.kernels.backends.triton.forward import forward  # noqa: E402
+from diffattn.kernels.plan.plan import Plan  # noqa: E402
+from diffattn.kernels.plan.tile_list import TileList  # noqa: E402
 from triton_plans import DEVICE, assert_accurate, inputs, padded_order, random_plan  # noqa: E402
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

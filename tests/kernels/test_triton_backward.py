@@ -6,10 +6,10 @@ import torch
 pytest.importorskip("triton")
 
 from diffattn.kernels.attend import attend
-from diffattn.kernels.plan import Plan
-from diffattn.kernels.tile_list import TileList
-from diffattn.kernels.transpose import transpose
-from diffattn.kernels.triton_forward import forward
+from diffattn.kernels.backends.triton.forward import forward
+from diffattn.kernels.plan.plan import Plan
+from diffattn.kernels.plan.tile_list import TileList
+from diffattn.kernels.plan.transpose import transpose
 from triton_plans import inputs, padded_order, plain, random_plan
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -5,10 +5,11 @@ import torch
 
 pytest.importorskip("triton")
 
-from diffattn.kernels import triton_config, triton_forward
 from diffattn.kernels.attend import attend
-from diffattn.kernels.triton_config import Launch, specialized_for
-from diffattn.kernels.triton_forward import run_forward
+from diffattn.kernels.backends.triton import config as triton_config
+from diffattn.kernels.backends.triton import forward as triton_forward
+from diffattn.kernels.backends.triton.config import Launch, specialized_for
+from diffattn.kernels.backends.triton.forward import run_forward
 from triton_plans import DEVICE, assert_accurate, inputs, padded_order, random_plan
 
 SMALL = Launch(64, 64, 4, 2, specialized=True)

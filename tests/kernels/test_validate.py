@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffattn.kernels.affine import Affine
+from diffattn.kernels.plan.affine import Affine
 from diffattn.kernels.validate import check_contents
 from hypothesis import HealthCheck, given, settings
 from kernels_draws import plans

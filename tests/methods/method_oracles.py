@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 
 from diffattn import TokenGrid
-from diffattn.synthetic import structured_qkv
+from diffattn.analysis.synthetic import structured_qkv
 
 GRIDS = [
     TokenGrid(5, 9, 10),

@@ -21,9 +21,9 @@ from method_oracles import (
 )
 
 from diffattn import AutoConfig, PyramidConfig, RectifiedConfig, TokenGrid, attend
+from diffattn.analysis.synthetic import structured_qkv
 from diffattn.methods._order import block_size
 from diffattn.methods.auto import allocate
-from diffattn.synthetic import structured_qkv
 
 
 def loss(mass, levels):

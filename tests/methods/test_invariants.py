@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from diffattn.kernels.routed import RoutedRows
+from diffattn.kernels.plan.routed import RoutedRows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,14 +21,14 @@ from diffattn import (
     VMoBAConfig,
     attend,
 )
-from diffattn.config import METHODS as KNOWN
+from diffattn.analysis.synthetic import structured_qkv
+from diffattn.integration.placement import reorder_plan
+from diffattn.methods import METHODS as KNOWN
 from diffattn.methods._order import ORDERS, block_order, pack
 from diffattn.methods._pyramid_paper import PAPER_SETTINGS as PYRAMID_PAPER
 from diffattn.methods._radial_paper import PAPER_SETTINGS as RADIAL_PAPER
 from diffattn.methods._rectified_paper import PAPER_SETTINGS as RECTIFIED_PAPER
 from diffattn.methods._vmoba_paper import PAPER_SETTINGS as VMOBA_PAPER
-from diffattn.placement import reorder_plan
-from diffattn.synthetic import structured_qkv
 
 DYNAMIC = [
     AutoConfig(density=0.3),

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from method_oracles import DTYPES, GRIDS, LARGE, assert_close, attend_mask, coordinates, large_inputs
 
 from diffattn import NeighborhoodConfig, TokenGrid, attend
+from diffattn.analysis.synthetic import structured_qkv
 from diffattn.methods._window import axis
-from diffattn.synthetic import structured_qkv
 
 
 def sees(x, y, size, window, stride, dilation, causal):

@@ -20,10 +20,10 @@ from method_oracles import (
 )
 
 from diffattn import Plan, PyramidConfig, Schedule, TileList, TokenGrid, attend
+from diffattn.analysis.synthetic import structured_qkv
 from diffattn.methods._order import block_size
 from diffattn.methods._select import assign_levels, similarity_cap, threshold_ends
 from diffattn.methods.pyramid import level_ends
-from diffattn.synthetic import structured_qkv
 
 LEVELS = (1, 2, 4, 8)
 SCORES = torch.tensor([[((7 * i + 5 * j) % 19 + 1) ** 2 / 400 for j in range(20)] for i in range(3)])

@@ -17,10 +17,10 @@ from method_oracles import (
 )
 
 from diffattn import RectifiedConfig, TokenGrid, attend
+from diffattn.analysis.synthetic import structured_qkv
 from diffattn.methods._order import block_size
 from diffattn.methods._scores import counts_of, spread
 from diffattn.methods.rectified import good_blocks, neighbor_blocks, pooled_shares
-from diffattn.synthetic import structured_qkv
 
 BUDGETS = [RectifiedConfig(density=0.25), RectifiedConfig(keep=0.1, mass=0.3)]
 GOLDEN = RectifiedConfig(keep=0.5, mass=0.3, neighbors=False, block=16, order="raster")

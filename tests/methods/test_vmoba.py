@@ -7,8 +7,8 @@ import torch
 from method_oracles import DTYPES, GRIDS, LARGE, assert_close, attend_mask, coordinates, golden_inputs, large_inputs
 
 from diffattn import TokenGrid, VMoBAConfig, attend
+from diffattn.analysis.synthetic import structured_qkv
 from diffattn.methods._partition import chunk_of_token
-from diffattn.synthetic import structured_qkv
 
 GOLDEN = {"partitions": ("1d",), "frames": 1, "raw_scores": True, "block": 16}
 SHAPES = {"frames": 2, "area": (4, 3), "box": (2, 5, 4)}

@@ -5,8 +5,8 @@ import torch
 
 import diffattn
 from diffattn import Schedule
-from diffattn.compiled import compiled_attention
-from diffattn.hook import find_hook
+from diffattn.integration.compiled import compiled_attention
+from diffattn.integration.hook import find_hook
 
 from .builders import case
 from .own_block import OwnBlockConfig

@@ -20,7 +20,7 @@ from peft import LoraConfig
 
 import diffattn
 from diffattn import RadialConfig, Schedule
-from diffattn.hook import find_hook
+from diffattn.integration.hook import find_hook
 
 from .builders import case
 from .own_block import OwnBlockConfig
@@ -110,7 +110,7 @@ def test_fused_projections(name, before):
 
 def test_a_fuse_that_replaces_processors_is_named(monkeypatch):
     said = []
-    monkeypatch.setattr(diffattn.runtime.logger, "warning", said.append)
+    monkeypatch.setattr(diffattn.integration.runtime.logger, "warning", said.append)
     at = case("CogVideoX")
     model = at.build()
     dense, wanted = at.run(model), sparse_run(at, model)

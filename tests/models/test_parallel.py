@@ -11,7 +11,7 @@ import torch
 from diffusers import ContextParallelConfig
 
 import diffattn
-from diffattn.calls import shares_of
+from diffattn.integration.calls import shares_of
 from diffattn.models import adapter_named, supported_models
 
 from .builders import case

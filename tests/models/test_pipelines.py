@@ -3,7 +3,7 @@ import torch
 
 import diffattn
 from diffattn import Schedule
-from diffattn.hook import find_hook
+from diffattn.integration.hook import find_hook
 
 from .own_block import OwnBlockConfig
 from .pipeline_builders import PIPELINES

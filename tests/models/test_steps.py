@@ -28,13 +28,13 @@ def unipc():
 def logged(monkeypatch):
     """Steps as the runtime heard of them before each forward, and as the scheduler took them after it."""
     told, taken = [], []
-    begin = diffattn.runtime.Runtime.begin_forward
+    begin = diffattn.integration.runtime.Runtime.begin_forward
 
     def note(self, *args, **kwargs):
         told.append(self.step)
         return begin(self, *args, **kwargs)
 
-    monkeypatch.setattr(diffattn.runtime.Runtime, "begin_forward", note)
+    monkeypatch.setattr(diffattn.integration.runtime.Runtime, "begin_forward", note)
 
     def watch(pipe):
         step = pipe.scheduler.step

@@ -13,7 +13,7 @@ from benchmarks.end_to_end import similarity
 from benchmarks.measures import Result, measure
 from benchmarks.sources import Sample, synthetic
 from diffattn import TokenGrid, attend
-from diffattn.synthetic import structured_qkv
+from diffattn.analysis.synthetic import structured_qkv
 
 GRID = TokenGrid(3, 6, 8)
 REST, TOKENS = ORACLES

@@ -1,0 +1,116 @@
+"""Queries, keys and values of a model as it runs: what methods are judged on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..grid import TokenGrid
+from ..integration.apply import disable, find_transformers, serve
+from ..integration.hook import find_hook
+from ..integration.layer import Layer
+from ..integration.placement import Placement
+from ..integration.runtime import Runtime
+from ..methods import config
+from ..schedule import Schedule
+
+EVERY_CALL = Schedule(dense_start=0, dense_end=0, dense_layers=0)
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One self-attention call of a run.
+
+    Args:
+        name (`str`): qualified name of the attention module.
+        layer (`int`): its number among the self-attention layers.
+        step (`int`, *optional*): denoising step, from 0; None where nobody knows it.
+        grid ([`TokenGrid`]): where the S tokens sit.
+        query (`torch.Tensor`): `(B, S, H, D)` after norm and RoPE, on the CPU, in the dtype of the model.
+        key, value (`torch.Tensor`): `(B, S, Hkv, D)`.
+        key_mask (`torch.Tensor`, *optional*): `(B, S)` bool, False for padded keys.
+    """
+
+    name: str
+    layer: int
+    step: int | None
+    grid: TokenGrid
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    key_mask: Tensor | None = None
+
+
+class Recorder(Runtime):
+    """A runtime whose attention is dense, and which keeps what it is given.
+
+    Args:
+        keep (`Callable`): from layer and step to whether a call is kept.
+        scheduler (`SchedulerMixin`, *optional*): tells the step where the pipeline does not.
+    """
+
+    def __init__(self, keep: Callable[[int, int | None], bool], scheduler: Any = None) -> None:
+        super().__init__(config("auto", density=1.0), EVERY_CALL, "torch", scheduler)
+        self.keep = keep
+        self.calls: list[AttentionCall] = []
+
+    def run(
+        self,
+        layer: Layer,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        placement: Placement,
+        key_mask: Tensor | None,
+        scale: float | None,
+    ) -> Tensor:
+        step = None if self.step is None else self.step[0]
+        if self.keep(layer.index, step):
+            parts = [query, key, value] + ([] if key_mask is None else [key_mask])
+            parts = (x.detach().roll(-placement.shift, 1).cpu() for x in parts)
+            self.calls.append(AttentionCall(layer.name, layer.index, step, placement.grid, *parts))
+        mask = None if key_mask is None else key_mask[:, None, None]
+        parts = (x.transpose(1, 2) for x in (query, key, value))
+        out = torch.nn.functional.scaled_dot_product_attention(*parts, mask, scale=scale, enable_gqa=True)
+        return out.transpose(1, 2)
+
+
+@contextmanager
+def capture(pipe: Any, keep: Callable[[int, int | None], bool] | None = None) -> Iterator[list[AttentionCall]]:
+    """Record the self-attention calls of a pipeline or transformer, which runs dense meanwhile.
+
+    Args:
+        pipe (`DiffusionPipeline` or `ModelMixin`): what to watch; the same processors are back afterwards.
+        keep (`Callable`, *optional*): from layer and step to whether a call is kept; by default all are. A step has
+            as many calls of a layer as the pipeline makes, two with classifier-free guidance.
+
+    Returns:
+        `list[AttentionCall]`: filled while the pipeline runs.
+
+    Raises:
+        TypeError: `pipe` is nothing diffattn can serve.
+        ValueError: sparse attention is enabled in it.
+
+    Example:
+
+    ```python
+    >>> with capture(pipe, keep=lambda layer, step: step == 5) as calls:
+    ...     pipe(prompt)
+    >>> plan = diffattn.make_plan("auto", calls[0].grid, calls[0].query, calls[0].key, layer=calls[0].layer)
+    ```
+    """
+    transformers = find_transformers(pipe)
+    if any(find_hook(transformer) for transformer in transformers):
+        raise ValueError("sparse attention is enabled here, what it changes would be captured: diffattn.disable first")
+    recorder = Recorder(keep or (lambda layer, step: True), getattr(pipe, "scheduler", None))
+    try:
+        for transformer in transformers:
+            serve(transformer, recorder)
+        yield recorder.calls
+    finally:
+        disable(pipe)

@@ -1,0 +1,159 @@
+"""What diffattn did, as text to paste into an issue."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..guidance.describe import describe_guidance, guidance_line
+from ..guidance.hook import find_guidance
+from ..integration.apply import find_transformers
+from ..integration.hook import find_hook
+from ..integration.layer import Layer
+from ..integration.processors import SparseProcessorMixin
+from ..integration.runtime import Runtime
+from ..kernels.attend import choose_impl
+
+PACKAGES = ("diffattn", "diffusers", "transformers", "torch", "triton")
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """One transformer: its class and what happened in its layers."""
+
+    model: str
+    layers: list[Layer]
+
+    def __str__(self) -> str:
+        groups: dict[str, list[str]] = {}
+        for layer in self.layers:
+            groups.setdefault(_describe_layer(layer), []).append(layer.name)
+        lines = [f"  {_span(names)}: {text}" for text, names in groups.items()]
+        return "\n".join([f"{self.model}, {len(self.layers)} self-attention layers", *lines])
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What [`summary`] returns: `print` it, or take `to_dict()`."""
+
+    models: list[ModelSummary]
+    runtime: Runtime | None
+    device: torch.device
+    guidance: list[dict] = field(default_factory=list)
+
+    @property
+    def density(self) -> float | None:
+        """Mean density of the sparse calls, None before the first."""
+        return _mean([(layer.plan.density, layer.sparse_calls) for layer in self._layers() if layer.plan])
+
+    @property
+    def attention_computed(self) -> float | None:
+        """Share of the dense self-attention products computed in all calls, dense ones included."""
+        calls = [(layer.plan.density, layer.sparse_calls) for layer in self._layers() if layer.plan]
+        return _mean(calls + [(1.0, layer.dense_calls.total()) for layer in self._layers()])
+
+    def to_dict(self) -> dict:
+        """JSON-ready values."""
+        guided = {"guidance": self.guidance} if self.guidance else {}
+        if self.runtime is None:
+            return {"enabled": False, **guided, "versions": versions()}
+        dense = sum((layer.dense_calls for layer in self._layers()), Counter())
+        return {
+            "enabled": True,
+            "models": [model.model for model in self.models],
+            "config": self.runtime.config.to_dict(),
+            "schedule": self.runtime.schedule.to_dict(),
+            "impl": self._impl()[0],
+            "grid": None if self.runtime.grid is None else str(self.runtime.grid),
+            "tokens": None if self.runtime.grid is None else self.runtime.grid.tokens,
+            "sparse_calls": sum(layer.sparse_calls for layer in self._layers()),
+            "dense_calls": dict(dense),
+            "density": self.density,
+            "attention_computed": self.attention_computed,
+            **guided,
+            "versions": versions(),
+        }
+
+    def __str__(self) -> str:
+        guided = [f"guidance  {guidance_line(about)}" for about in self.guidance]
+        if self.runtime is None:
+            return "\n".join([*guided, f"diffattn is not enabled{', attention is dense' if guided else ''}"])
+        values = self.to_dict()
+        options = {name: value for name, value in values["config"].items() if name != "method" and value is not None}
+        lines = [
+            f"method    {values['config']['method']} {json.dumps(options)}",
+            f"schedule  {self.runtime.schedule}",
+            f"impl      {self._impl()[0]} ({self._impl()[1]})",
+            f"grid      {values['grid'] or 'not run yet'}, {values['tokens'] or 'unknown'} tokens",
+            f"density   {_percent(self.density)} in sparse calls, {_percent(self.attention_computed)} over all calls",
+            *guided,
+            *map(str, self.models),
+            "versions  " + ", ".join(f"{name} {version}" for name, version in values["versions"].items()),
+        ]
+        return "\n".join(lines)
+
+    def _layers(self) -> list[Layer]:
+        return [layer for model in self.models for layer in model.layers]
+
+    def _impl(self) -> tuple[str, str]:
+        return (self.runtime.impl, "asked for") if self.runtime.impl != "auto" else choose_impl(self.device)
+
+
+def summary(pipe: Any) -> Summary:
+    """Method, grid, density by layer, dense calls with their reasons, guidance, implementation and versions.
+
+    Args:
+        pipe (`DiffusionPipeline` or `ModelMixin`): what [`enable`] or [`guide`] was given.
+
+    Raises:
+        TypeError: `pipe` is nothing diffattn can serve.
+    """
+    models, runtime = [], None
+    transformers = find_transformers(pipe)
+    for transformer in transformers:
+        hook = find_hook(transformer)
+        if hook is not None:
+            runtime = hook.runtime
+            modules = [transformer.get_submodule(name) for name in hook.adapter.attention(transformer)]
+            served = [m.processor.layer for m in modules if isinstance(m.processor, SparseProcessorMixin)]
+            models.append(ModelSummary(type(transformer).__name__, served))
+    guides = [describe_guidance(hook) for hook in map(find_guidance, transformers) if hook is not None]
+    return Summary(models, runtime, next(transformers[0].parameters()).device, guides)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the result depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _describe_layer(layer: Layer) -> str:
+    parts = []
+    if layer.plan is not None:
+        parts.append(f"density {layer.plan.density:.3f} in {layer.sparse_calls} calls")
+    parts += [f"{count} dense ({reason})" for reason, count in layer.dense_calls.items()]
+    return ", ".join(parts) or "not run yet"
+
+
+def _span(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]} ({len(names)})"
+
+
+def _mean(weighted: list[tuple[float, int]]) -> float | None:
+    total = sum(weight for _, weight in weighted)
+    return sum(value * weight for value, weight in weighted) / total if total else None
+
+
+def _percent(share: float | None) -> str:
+    return "unknown" if share is None else f"{share:.1%}"

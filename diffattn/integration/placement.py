@@ -1,0 +1,77 @@
+"""Where the tokens of a joint sequence sit, and plans for sequences in another order than their grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..grid import TokenGrid
+from ..kernels.plan.plan import Plan
+from ..kernels.plan.routed import RoutedRows
+from ..models.adapter import ALL_BEFORE, NO_OTHERS
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A grid, and how the sequence differs from its order.
+
+    Args:
+        grid ([`TokenGrid`]): where the tokens belong.
+        shift (`int`, *optional*, defaults to 0): by how many tokens the sequence is rolled against it.
+        ranks (`int`, *optional*, defaults to 1): into how many shares context parallelism cut what is ahead of the
+            grid, or the grid where nothing is, and again the rest: share by share they follow each other.
+    """
+
+    grid: TokenGrid
+    shift: int = 0
+    ranks: int = 1
+
+    def order(self, device: torch.device | str = "cpu") -> Tensor | None:
+        """`(S,)` int64, where in the sequence each token of the grid's order is; None where the two are the same."""
+        if not self.shift and self.ranks == 1:
+            return None
+        order = torch.arange(self.grid.tokens, device=device)
+        if self.ranks > 1:
+            first = self.shift or self.grid.video_start or self.grid.video_tokens
+            shares = (stream.tensor_split(self.ranks) for stream in (order[:first], order[first:]))
+            order = torch.cat([share for of_rank in zip(*shares) for share in of_rank]).argsort()
+        return order.roll(-self.shift)
+
+
+def place(video: tuple[int, int, int], before: int, tokens: int, ranks: int = 1) -> Placement | str:
+    """The placement of a sequence of `tokens` tokens, `before` of them before the grid, or why there is none.
+
+    Other tokens than the visual ones are the grid's text: their rows and columns are dense. Where they sit on both
+    sides, attention does not care for order: those ahead are taken as if they came last. `ranks` is above 1 where
+    text and visual tokens were cut into so many shares each, which follow each other rank by rank.
+    """
+    others = tokens - video[0] * video[1] * video[2]
+    if others < 0:
+        return f"{tokens} tokens are fewer than the grid {video}"
+    if before == NO_OTHERS and others:
+        return f"{others} tokens are not on the grid {video}"
+    ahead = others if before in (ALL_BEFORE, NO_OTHERS) else before
+    if ahead > others:
+        return f"{ahead} tokens ahead of the grid were expected, {others} are not on it"
+    first = ahead == others and ahead > 0
+    return Placement(TokenGrid(*video, text=others, text_first=first), 0 if first else ahead, ranks)
+
+
+def in_grid_order(query: Tensor, key: Tensor, order: Tensor | None) -> tuple[Tensor, Tensor]:
+    """query and key `(B, S, H, D)` in the order of the grid."""
+    return (query, key) if order is None else (query[:, order], key[:, order])
+
+
+def reorder_plan(plan: Plan, order: Tensor | None) -> Plan:
+    """A plan for the order of the grid, for the sequence in which token i of the grid is at `order[i]`."""
+    if order is None:
+        return plan
+
+    def moved(rows: Tensor | RoutedRows | None) -> Tensor | RoutedRows | None:
+        if isinstance(rows, RoutedRows):
+            return rows.moved(order)
+        return None if rows is None else rows.where(rows < 0, order.to(rows.dtype)[rows.clamp(min=0)])
+
+    return replace(plan, order=moved(plan.order), q_rows=moved(plan.q_rows), _cache={})

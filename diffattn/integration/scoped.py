@@ -1,0 +1,74 @@
+"""Sparse attention and guidance for the length of a `with` block, which is what a pipeline's call needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..attention_config import AttentionConfig
+from ..guidance.guide import guided
+from ..guidance.hook import find_guidance
+from ..schedule import Schedule
+from .apply import disable, enable, find_transformers
+from .hook import find_hook
+from .runtime import Runtime
+
+
+@contextmanager
+def sparse_attention_scope(
+    pipe: Any, config: str | AttentionConfig | None, *, schedule: Schedule | None = None
+) -> Iterator[None]:
+    """[`enable`] on entry; on exit, also by an error, what was enabled before, or nothing.
+
+    Args:
+        pipe (`DiffusionPipeline` or `ModelMixin`): what to change, in place.
+        config (`str` or [`AttentionConfig`]): a method, by name or configured; None leaves everything as it is.
+        schedule ([`Schedule`], *optional*): dense steps and layers, the defaults of [`Schedule`] if not given.
+
+    Raises:
+        TypeError: as [`enable`].
+        ValueError: as [`enable`]; a `schedule` without a `config`; transformers enabled one by one, each differently.
+    """
+    if config is None and schedule is not None:
+        raise ValueError("a schedule goes with a method: give the config too")
+    if config is None:
+        yield
+        return
+    before = _enabled_runtime(pipe)
+    enable(pipe, config, schedule=schedule)
+    try:
+        yield
+    finally:
+        disable(pipe)
+        if before:
+            enable(pipe, before.config, schedule=before.schedule, impl=before.impl)
+
+
+@contextmanager
+def guidance_scope(pipe: Any, config: dict | None) -> Iterator[None]:
+    """[`guide`] on entry; on exit, also by an error, no guidance.
+
+    Args:
+        pipe (`DiffusionPipeline` or `ModelMixin`): what to guide.
+        config (`dict`): the arguments of [`guide`] by name; None leaves everything as it is.
+
+    Raises:
+        TypeError: as [`guide`], and an argument that it does not take.
+        ValueError: as [`guide`], or `pipe` is guided already.
+    """
+    if config is None:
+        yield
+        return
+    if any(find_guidance(transformer) for transformer in find_transformers(pipe)):
+        raise ValueError("this pipeline is guided already: call diffattn.unguide(pipe) first, or leave the config out")
+    with guided(pipe, config.get("heads"), **{name: value for name, value in config.items() if name != "heads"}):
+        yield
+
+
+def _enabled_runtime(pipe: Any) -> Runtime | None:
+    hooks = [find_hook(transformer) for transformer in find_transformers(pipe)]
+    runtimes = {hook and hook.runtime for hook in hooks}
+    if len(runtimes) > 1:
+        raise ValueError("the transformers of this pipeline are enabled differently, disable them first")
+    return runtimes.pop()

@@ -1,0 +1,97 @@
+"""Attention of the query tiles of one chunk to the keys that they visit, in plain torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ...plan.plan import Plan
+from .scratch import Scratch
+from .softmax import SoftmaxForm
+from .worklist import Chunk, Worklist
+
+PART_BYTES = 5 << 20  # of keys and values that are attended to at once: torch reads them for every few query rows
+
+
+def softmax_of_chunk(
+    query: Tensor,
+    keys: list[Tensor],
+    values: list[Tensor],
+    chunk: Chunk,
+    work: Worklist,
+    plan: Plan,
+    scale: float,
+    form: SoftmaxForm,
+    scratch: Scratch,
+) -> tuple[Tensor, Tensor]:
+    """Out and lse of the query tiles of a chunk, in the shapes of `form`; keys and values as granules of every run."""
+    parts = [chunk] if form.scored else _in_parts(chunk, keys[0])  # scores are cut by the form, by their size
+    found = [_softmax_of_part(query, keys, values, part, work, plan, scale, form, scratch) for part in parts]
+    return found[0] if len(found) == 1 else _merged(found)
+
+
+def _in_parts(chunk: Chunk, keys: Tensor) -> list[Chunk]:
+    """A long list of one query tile, cut into lists whose keys and values stay in the cache while they are used."""
+    if len(chunk.visited) > 1 or len(chunk.rows) > 1:
+        return [chunk]
+    visited, granule_bytes = chunk.visited[0], 2 * keys[0].numel() * keys.element_size()
+    count = math.ceil(len(visited) * granule_bytes / PART_BYTES)
+    if count <= 1:
+        return [chunk]
+    each = math.ceil(len(visited) / count)
+    tested = (None,) * count if chunk.tested is None else chunk.tested.split(each, 1)
+    hollow = chunk.hollow or chunk.weighted  # a part may be without any key where the whole list is not
+    parts = zip(visited.split(each), tested)
+    return [replace(chunk, visited=[some], tested=cells, hollow=hollow) for some, cells in parts]
+
+
+def _merged(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Out and lse over the keys of all parts: o = sum exp(lse_i - lse) o_i, lse = logsumexp lse_i."""
+    outs, lses = zip(*parts)
+    total = torch.stack(lses).logsumexp(0)
+    shift = total.where(total > -torch.inf, 0)
+    out = sum(out * (lse - shift).exp_()[..., None] for out, lse in zip(outs, lses))
+    return out.to(outs[0].dtype), total
+
+
+def _softmax_of_part(query, keys, values, chunk: Chunk, work, plan, scale, form, scratch) -> tuple[Tensor, Tensor]:
+    k, v = (gather(part, chunk, form.lead, scratch, name) for name, part in (("k", keys), ("v", values)))
+    mask = mask_of_chunk(plan, work, chunk, form.lead, scratch)
+    out, lse = form.attention(query, k, v, mask, scale, scratch)
+    if chunk.hollow and mask is not None:  # rows without any key give 0 and -inf
+        empty = (mask == -torch.inf).all(-1)
+        out.masked_fill_(empty[..., None], 0)
+        lse.masked_fill_(empty, -torch.inf)
+    return out, lse
+
+
+def gather(sources: list[Tensor], chunk: Chunk, between: tuple[int, ...], scratch: Scratch, name: str) -> Tensor:
+    """Granules `(N, G, ...)` of every run that the `n` tiles of a chunk visit: `(n, *between, L, ...)`."""
+    if len(sources) == 1:  # into memory that is there
+        (source,), (index,) = sources, chunk.visited
+        count, (granule, *rest), tiles = index.numel(), source.shape[1:], chunk.rows.numel()
+        torch.index_select(source, 0, index, out=scratch(name, source.dtype, count, granule, *rest))
+        return scratch(name, source.dtype, tiles, *between, count * granule // tiles, *rest)
+    parts = [source.index_select(0, index) for source, index in zip(sources, chunk.visited)]
+    return torch.cat([part.view(len(chunk.rows), *between, -1, *part.shape[2:]) for part in parts], 1 + len(between))
+
+
+def mask_of_chunk(plan: Plan, work: Worklist, chunk: Chunk, lead: tuple[int, ...], scratch: Scratch) -> Tensor | None:
+    """What is added to the scores of a chunk, `(n, *lead, 1, L)` or `(n, *lead, BQ, L)`; None for nothing."""
+    mask = gather(work.bias, chunk, (*lead, 1), scratch, "bias") if chunk.weighted else None
+    if chunk.tested is None:
+        return mask
+    (run,), (visited,) = work.runs, chunk.visited
+    lane = torch.arange(run.granule, device=visited.device)
+    keys = (visited % (run.rows // run.granule) * run.granule)[:, None] + lane
+    keys = keys.clamp_(max=plan.order.shape[-1] - 1).view(len(chunk.rows), -1)
+    rows = chunk.rows % (plan.query_shape[-1] // plan.block_q) * plan.block_q
+    rows = rows[:, None] + torch.arange(plan.block_q, device=rows.device)
+    seen = plan.boxes.inside(rows, keys) | ~chunk.tested.repeat_interleave(run.granule, 1)[:, None]
+    dtype = work.dtype if mask is None else mask.dtype
+    cut = torch.zeros((), dtype=dtype, device=rows.device).where(seen, -torch.inf)
+    cut = cut.view(len(cut), *lead, *cut.shape[1:])
+    return cut if mask is None else mask + cut

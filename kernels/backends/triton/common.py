@@ -1,0 +1,106 @@
+"""What the Triton kernels of forward and backward share: how lists are read, and how plans become arguments."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...plan.plan import Plan
+from .config import Launch
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+LN_2 = tl.constexpr(math.log(2))
+LOG2_E = tl.constexpr(1 / math.log(2))
+
+
+@triton.jit
+def list_entries(indices, step, count, TILE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """List entries read by one step: a scalar where a tile fills whole steps, else one per key row of the step."""
+    if TILE % BLOCK_N == 0:
+        position = step // (TILE // BLOCK_N)
+    else:
+        position = (step * BLOCK_N + tl.arange(0, BLOCK_N)) // TILE
+    # in a plan they are 16 bits wide where that suffices, which row numbers are not
+    return tl.load(indices + position, mask=position < count, other=0).to(tl.int32)
+
+
+@triton.jit
+def key_rows(entry, step, start, TILE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """KV rows `(BLOCK_N,)` of one step, of the entries that `list_entries` read for it."""
+    lane = tl.arange(0, BLOCK_N)
+    if TILE % BLOCK_N == 0:
+        row = start + entry * TILE + step * BLOCK_N % TILE + lane
+    else:
+        row = start + entry * TILE + (step * BLOCK_N + lane) % TILE
+    return row.to(tl.int64)
+
+
+@triton.jit
+def load_rows(rows, row, stride, d, live, D: tl.constexpr, GUARDED: tl.constexpr):
+    """Rows `(n, BLOCK_D)` in memory order, 0 beyond the head dim and, if GUARDED, where not `live`."""
+    mask = d[None, :] < D
+    if GUARDED:
+        mask = mask & live[:, None]
+    return tl.load(rows + row[:, None] * stride + d[None, :], mask=mask, other=0.0)
+
+
+def compiles(kernel: object) -> bool:
+    """Whether `kernel` is compiled, and not run in Triton's interpreter."""
+    return isinstance(kernel, triton.JITFunction)
+
+
+def strided(*tensors: Tensor) -> list[Tensor]:
+    """The tensors, copied where their last dim is not contiguous."""
+    return [tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in tensors]
+
+
+def block_constants(dim: int, block_q: int, launch: Launch, upcast: bool) -> dict:
+    """The compile-time arguments that all kernels have."""
+    return {
+        "D": dim,
+        "BLOCK_Q": block_q,
+        "BLOCK_M": launch.block_m,
+        "BLOCK_N": launch.block_n,
+        "BLOCK_D": max(16, triton.next_power_of_2(dim)),
+        "UPCAST": upcast,
+    }
+
+
+def query_constants(
+    dim: int, block_q: int, tiles: tuple[int, ...], weighted: tuple[bool, ...], launch: Launch, upcast: bool = False
+) -> dict:
+    """The compile-time arguments of the kernels that go through the lists of a query tile."""
+    return {"TILES": tiles, "WEIGHTED": weighted, **block_constants(dim, block_q, launch, upcast)}
+
+
+def launch_order(plan: Plan) -> Tensor:
+    """Query tiles `(B|1, H|1, NQ)` int32, those that visit most keys first: a long list started last is waited for."""
+    if "triton_order" not in plan._cache:
+        visited = sum(lists.counts * lists.tile for lists in plan.lists)
+        plan._cache["triton_order"] = visited.argsort(dim=-1, descending=True, stable=True).to(torch.int32)
+    return plan._cache["triton_order"]
+
+
+def weighted_levels(plan: Plan) -> tuple[bool, ...]:
+    """Whether a level can have log-weights other than 0, told from shapes alone: looking would wait for the device."""
+    full = plan.order.shape[-1] == plan.tokens and plan.key_mask is None
+    return tuple(not full or lists.pool > 1 or plan.level_rows(lists) > plan.tokens for lists in plan.lists)
+
+
+def level_arguments(plan: Plan, batch: int, heads: int) -> tuple[tuple, ...]:
+    """The argument `levels` of the kernels that go through the lists of a query tile."""
+    levels = []
+    for lists in plan.lists:
+        counts = lists.counts.expand(batch, heads, -1)
+        indices = lists.indices.expand(batch, heads, -1, -1)
+        levels.append((counts, counts.stride(), indices, indices.stride()[:3], plan.level_start(lists)))
+    return tuple(levels)
+
+
+def strides(*tensors: Tensor) -> list[tuple[int, ...]]:
+    """The first three strides of each tensor."""
+    return [tensor.stride()[:3] for tensor in tensors]

@@ -1,0 +1,204 @@
+"""Block-sparse attention in Triton: one program per query tile, one running softmax over all levels of the plan."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...plan.plan import Plan
+from .common import (
+    DTYPES,
+    LN_2,
+    LOG2_E,
+    compiles,
+    key_rows,
+    launch_order,
+    level_arguments,
+    list_entries,
+    load_rows,
+    query_constants,
+    strided,
+    strides,
+    weighted_levels,
+)
+from .config import SPECIALIZED_ON, Launch, architecture, launch_for, specialized_for
+from .specialized import run_specialized, suits
+
+
+@triton.jit
+def _attend_level(q, peak, total, acc, key, value, logw, stride_key, stride_value, indices, count, start, scale, d,
+                  D: tl.constexpr, TILE: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
+    """Folds the visited keys of one level into the running softmax (peak, total, acc), in base 2."""
+    PACKED: tl.constexpr = TILE % BLOCK_N != 0
+    entry = list_entries(indices, 0, count, TILE, BLOCK_N)
+    for step in tl.range((count * TILE + BLOCK_N - 1) // BLOCK_N):
+        row = key_rows(entry, step, start, TILE, BLOCK_N)
+        # Read one step ahead: an index loaded in the step that uses it leaves the pipeline nothing to prefetch.
+        entry = list_entries(indices, step + 1, count, TILE, BLOCK_N)
+        # (BLOCK_N, BLOCK_D)
+        k = load_rows(key, row, stride_key, d, None, D, False)
+        v = load_rows(value, row, stride_value, d, None, D, False)
+        # (BLOCK_M, BLOCK_N)
+        s = tl.dot(q, k.to(q.dtype).T, input_precision="ieee")
+        if WEIGHTED or PACKED:
+            # (BLOCK_N,)
+            bias = tl.load(logw + row) * LOG2_E if WEIGHTED else 0.0
+            if PACKED:
+                bias = tl.where(step * BLOCK_N + tl.arange(0, BLOCK_N) < count * TILE, bias, float("-inf"))
+            s = s * scale + bias[None, :]
+            new_peak = tl.maximum(peak, tl.max(s, 1))
+            # A row that has seen no key yet stays at -inf; subtracting that from itself would give NaN.
+            base = tl.where(new_peak == float("-inf"), 0.0, new_peak)
+            p = tl.exp2(s - base[:, None])
+        else:
+            new_peak = tl.maximum(peak, tl.max(s, 1) * scale)
+            base = new_peak
+            p = tl.exp2(s * scale - base[:, None])
+        shrink = tl.exp2(peak - base)
+        total = total * shrink + tl.sum(p, 1)
+        acc = tl.dot(p.to(v.dtype).to(q.dtype), v.to(q.dtype), acc * shrink[:, None], input_precision="ieee")
+        peak = new_peak
+    return peak, total, acc
+
+
+@triton.jit
+def attention_kernel(query, key, value, logw, out, lse, order, levels, query_strides, key_strides, value_strides,
+                     logw_strides, out_strides, order_strides, scale, group, rows, D: tl.constexpr,
+                     BLOCK_Q: tl.constexpr, TILES: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK_M: tl.constexpr,
+                     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+    """BLOCK_M rows of one query tile of one head; the grid is (tiles, heads, batch): one head at a time shares the L2.
+
+    `levels` holds (counts, counts strides, indices, indices strides, first KV row) for each level of the plan, `TILES`
+    and `WEIGHTED` its tile size and whether its log-weights are other than 0.
+    """
+    SPLIT: tl.constexpr = (BLOCK_Q + BLOCK_M - 1) // BLOCK_M
+    batch, head = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
+    kv_head = head // group
+    tile = tl.load(order + batch * order_strides[0] + head * order_strides[1] + tl.program_id(0) // SPLIT).to(tl.int64)
+    within = tl.program_id(0) % SPLIT * BLOCK_M + tl.arange(0, BLOCK_M)
+    row = tile * BLOCK_Q + within
+    live = within < BLOCK_Q
+    d = tl.arange(0, BLOCK_D)
+    # (BLOCK_M, BLOCK_D)
+    query += batch * query_strides[0] + head * query_strides[1]
+    q = load_rows(query, row, query_strides[2], d, live, D, True)
+    if UPCAST:
+        q = q.to(tl.float32)
+    key += batch * key_strides[0] + kv_head * key_strides[1]
+    value += batch * value_strides[0] + kv_head * value_strides[1]
+    logw += batch * logw_strides[0] + kv_head * logw_strides[1]
+
+    peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for level in tl.static_range(len(TILES)):
+        counts, counts_strides, indices, indices_strides, start = levels[level]
+        count = tl.load(counts + batch * counts_strides[0] + head * counts_strides[1] + tile * counts_strides[2])
+        indices += batch * indices_strides[0] + head * indices_strides[1] + tile * indices_strides[2]
+        peak, total, acc = _attend_level(
+            q, peak, total, acc, key, value, logw, key_strides[2], value_strides[2], indices, count, start, scale, d,
+            D, TILES[level], WEIGHTED[level], BLOCK_N)  # fmt: skip
+
+    total = tl.where(total == 0.0, 1.0, total)  # rows without any key
+    # (BLOCK_M, BLOCK_D), 0 in such rows
+    acc = acc / total[:, None]
+    out += batch * out_strides[0] + head * out_strides[1]
+    mask = live[:, None] & (d < D)[None, :]
+    tl.store(out + row[:, None] * out_strides[2] + d[None, :], acc.to(out.dtype.element_ty), mask=mask)
+    # (BLOCK_M,), -inf in such rows
+    lse += (batch * tl.num_programs(1) + head) * rows
+    tl.store(lse + row, (peak + tl.log2(total)) * LN_2, mask=live)
+
+
+def forward(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention of row tensors, differentiable in out and lse.
+
+    Args:
+        query (`torch.Tensor`): `(B, H, Rq, D)` float32, float16 or bfloat16, in any strides.
+        key, value (`torch.Tensor`): `(B, Hkv, Rkv, D)` of the same dtype, the levels of the plan one after the other.
+        plan ([`Plan`]): on the device of `query`.
+        scale (`float`): multiplies the scores.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: out `(B, H, Rq, D)` and lse `(B, H, Rq)` in float32; a row without any key
+        gives 0 and -inf.
+
+    Raises:
+        ValueError: a dtype or a device that the kernel cannot take.
+        NotImplementedError: the plan has partial tiles.
+    """
+    _check(query, plan)
+    return _TritonAttention.apply(*strided(query, key, value), plan, scale)
+
+
+class _TritonAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query, key, value, plan, scale):
+        out, lse = run_forward(query, key, value, plan, scale)
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.plan, ctx.scale = plan, scale
+        return out, lse
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_out, grad_lse):
+        from .backward import run_backward
+
+        grads = run_backward(
+            *ctx.saved_tensors, grad_out, grad_lse, ctx.plan, ctx.scale, any(ctx.needs_input_grad[1:3])
+        )
+        return *grads, None, None
+
+
+def run_forward(
+    query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float, launch: Launch | None = None
+) -> tuple[Tensor, Tensor]:
+    """`forward` of tensors whose last dim is contiguous, without a gradient.
+
+    Args:
+        launch ([`Launch`], *optional*): in place of the one from the table; a specialised one falls back to the plain
+            kernel where the tensors do not suit.
+    """
+    if scale < 0:  # the kernel takes the row maximum before scaling
+        query, scale = -query, -scale
+    batch, heads, rows, dim = query.shape
+    out = torch.empty_like(query)
+    lse = torch.empty(batch, heads, rows, dtype=torch.float32, device=query.device)
+    tiles = tuple(lists.tile for lists in plan.lists)
+    logw = plan.kv_logw.expand(batch, key.shape[1], -1)
+    weighted = weighted_levels(plan)
+    # The interpreter multiplies the bit patterns of bfloat16.
+    upcast = not compiles(attention_kernel)
+    at = (architecture(query.device), dim, query.element_size(), plan.block_q, max(tiles))
+    if launch is None and at[0] in SPECIALIZED_ON:
+        launch = specialized_for(*at)
+    if launch is not None and launch.specialized and suits(launch, query, key, value, logw, plan):
+        run_specialized(launch, query, key, value, logw, out, lse, plan, weighted[0], scale, upcast)
+        return out, lse
+    if launch is None or launch.specialized:
+        launch = launch_for(*at)
+    order = launch_order(plan).expand(batch, heads, -1)
+    grid = (rows // plan.block_q * triton.cdiv(plan.block_q, launch.block_m), heads, batch)
+    attention_kernel[grid](
+        query, key, value, logw, out, lse, order, level_arguments(plan, batch, heads),
+        *strides(query, key, value, logw, out, order), scale / math.log(2), heads // key.shape[1], rows,
+        **query_constants(dim, plan.block_q, tiles, weighted, launch, upcast),
+        **launch.options(),
+    )  # fmt: skip
+    return out, lse
+
+
+def _check(query: Tensor, plan: Plan) -> None:
+    if query.dtype not in DTYPES:
+        raise ValueError(f"impl='triton' takes {', '.join(map(str, DTYPES))}, got {query.dtype}; use impl='torch'")
+    if query.device.type == "cpu" and compiles(attention_kernel):
+        raise ValueError(
+            "impl='triton' needs a GPU, the tensors are on cpu: set TRITON_INTERPRET=1 before importing triton to run "
+            "the kernel in its interpreter, or use impl='torch'"
+        )
+    if plan.partial:
+        raise NotImplementedError("impl='triton' cannot test keys against boxes in partial tiles: use impl='torch'")
