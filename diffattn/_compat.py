@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from threading import local
 from typing import Any
 
 import diffusers
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks._helpers import AttentionProcessorRegistry, TransformerBlockRegistry
 from diffusers.hooks.context_parallel import ContextParallelSplitHook
-from diffusers.hooks.hooks import StateManager
+from diffusers.hooks.hooks import HookFunctionReference, StateManager
 from diffusers.models.attention_dispatch import (
     AttentionBackendName,
     _AttentionBackendRegistry,
@@ -34,18 +35,18 @@ except ImportError:  # before diffusers 0.41 a context was its name and nothing 
 
 __all__ = [
     "DTYPE",
+    "CacheContextListener",
     "ContextParallelSplitHook",
-    "HookRegistry",
-    "ModelHook",
-    "StateManager",
     "active_backend",
     "block_outputs",
     "context_name",
     "apply_rotary_emb",
     "context_parallel_attention",
     "dispatch_attention_fn",
-    "hooks_before",
+    "add_listener",
+    "find_listener",
     "quiet_pipeline",
+    "remove_listener",
     "register_backend",
     "register_processor",
     "renamed_context",
@@ -57,11 +58,77 @@ __all__ = [
 DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
 
 
-def hooks_before(module: nn.Module, name: str) -> list[ModelHook]:
-    """The hooks of `module` that run before the one called `name` does: those registered later."""
+class _ThreadContext(StateManager):
+    """The cache context of each thread."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self._of_thread = local()
+
+    def set_context(self, context: CacheContext | str | None) -> None:
+        self._of_thread.context = context
+
+    @property
+    def known(self) -> CacheContext | str | None:
+        return getattr(self._of_thread, "context", None)
+
+    def __getstate__(self) -> dict:
+        return {}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__()
+
+
+class CacheContextListener(ModelHook):
+    """Hears what a pipeline says through `cache_context`, thread by thread.
+
+    It sits in diffusers' registry of hooks because that is where contexts are announced, and does not wrap the
+    forward of its module: accelerate and diffusers wrap it too, and lose each other's wrappers when they are taken
+    off in another order than they were put on.
+    """
+
+    _is_stateful = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._announced = _ThreadContext()
+
+    @property
+    def context(self) -> CacheContext | str | None:
+        """The context this thread is in, None outside of one."""
+        return self._announced.known
+
+    def reset_state(self, module: nn.Module) -> nn.Module:
+        return module
+
+
+def add_listener(module: nn.Module, listener: CacheContextListener, name: str) -> None:
+    """Register `listener` on a module without wrapping its forward."""
+    registry = HookRegistry.check_if_exists_or_initialize(module)
+    registry.hooks[name] = listener
+    # at the front: a hook that is removed hands its forward to the one after it, which must not be this one
+    registry._hook_order.insert(0, name)
+    registry._fn_refs.insert(0, HookFunctionReference())
+    _forget_child_registries(registry)
+
+
+def remove_listener(module: nn.Module, name: str) -> None:
+    """Take a listener off a module."""
     registry = module._diffusers_hook
-    order = registry._hook_order
-    return [registry.hooks[later] for later in order[order.index(name) + 1 :]]
+    place = registry._hook_order.index(name)
+    del registry.hooks[name], registry._hook_order[place], registry._fn_refs[place]
+    _forget_child_registries(registry)
+
+
+def find_listener(module: nn.Module, name: str) -> CacheContextListener | None:
+    """The listener of that name on a module, or None."""
+    registry = getattr(module, "_diffusers_hook", None)
+    return None if registry is None else registry.get_hook(name)
+
+
+def _forget_child_registries(registry: HookRegistry) -> None:
+    if hasattr(registry, "invalidate_child_registries_cache"):  # diffusers 0.41 and later keep a list
+        registry.invalidate_child_registries_cache()
 
 
 def register_backend(name: str, attention: Callable) -> AttentionBackendName:

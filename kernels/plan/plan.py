@@ -37,6 +37,8 @@ class Plan:
         boxes ([`Boxes`], *optional*): which keys the rows see in the `partial` entries of the one, unpooled level.
         post ([`Affine`], *optional*): applied to the rows of out before they are put back into tokens; lse is the one
             before it. Not together with `q_rows`.
+        visual (`tuple[int, int]`, *optional*): first row of `order` that holds visual tokens and the first one past
+            them; all rows where it is not given. What is outside (text) does not count in `density`.
     """
 
     tokens: int
@@ -47,6 +49,7 @@ class Plan:
     key_mask: Tensor | None = None
     boxes: Boxes | None = None
     post: Affine | None = None
+    visual: tuple[int, int] | None = None
     _cache: dict = field(default_factory=dict, repr=False)
     number: Tensor = field(init=False, repr=False)  # by which the operator in compiled graphs finds the plan
 
@@ -184,24 +187,42 @@ class Plan:
         """`(B|1, H|1, Rkv)` float32, ln of `kv_counts`: -inf where there is no valid token."""
         return self.kv_counts.log()
 
-    @cached_property
+    @property
     def density(self) -> float:
-        """Query-key products computed over the S x S of dense attention, a pooled key counting as one.
+        """Computed products between visual tokens over all of them, a pooled key counting as one.
 
         Partial tiles are computed whole, and count whole.
         """
         return sum(self.level_density.values())
 
     @cached_property
+    def computed(self) -> float:
+        """Computed products over the S x S of dense attention, those with text included."""
+        return sum(self._shares(None).values())
+
+    @cached_property
     def level_density(self) -> dict[int, float]:
         """The share of `density` spent at each pooling level."""
-        queries = (self.query_rows >= 0).unflatten(-1, (-1, self.block_q)).sum(-1).double()
+        return self._shares(self.visual)
+
+    def _shares(self, rows: tuple[int, int] | None) -> dict[int, float]:
+        """By level, the computed share of the products between the tokens in some rows of `order`."""
+        inside = torch.ones_like(self.order, dtype=torch.bool)
+        if rows is not None:
+            inside[..., : rows[0]] = inside[..., rows[1] :] = False
+        asks = self.query_rows
+        asking = asks >= 0
+        if rows is not None:
+            at = inside if self.q_rows is None else inside.expand_as(self.order).gather(-1, self.row_of_token)
+            asking = asking & (at if self.q_rows is None else _look_up(at, asks))
+        queries = asking.unflatten(-1, (-1, self.block_q)).sum(-1).double()
+        tokens = int((inside & (self.order >= 0))[0, 0].sum())
         shares = {}
         for lists in self.lists:
-            valid = level_sum(self.valid_keys.float(), self, lists) > 0
+            valid = level_sum((self.valid_keys & inside).float(), self, lists) > 0
             keys = valid.unflatten(-1, (-1, lists.tile)).sum(-1).double()
             visited = (lists.to_mask(keys.shape[-1]).double() * keys[..., None, :]).sum(-1)
-            shares[lists.pool] = float((visited * queries).sum(-1).mean()) / self.tokens**2
+            shares[lists.pool] = float((visited * queries).sum(-1).mean()) / max(tokens, 1) ** 2
         return shares
 
     def to_dense_mask(self) -> Tensor:
@@ -217,13 +238,23 @@ class Plan:
         padding = self.order.shape[-1] / self.tokens - 1
         levels = ", ".join(f"{share:.3f} at pool {pool}" for pool, share in self.level_density.items())
         tiles = "/".join(f"{self.block_q}x{lists.tile}" for lists in self.lists)
-        return f"{self.tokens} tokens (+{padding:.1%} padding), tiles {tiles}, density {self.density:.4f} ({levels})"
+        text = "" if self.visual is None else f", {self.computed:.4f} of all products"
+        return (
+            f"{self.tokens} tokens (+{padding:.1%} padding), tiles {tiles}, "
+            f"density {self.density:.4f} ({levels}){text}"
+        )
 
 
 def level_sum(rows: Tensor, plan: Plan, lists: TileList) -> Tensor:
     """Sums of `pool` consecutive entries of `rows` `(..., R)`, zeros up to the end of the level's last tile."""
     sums = rows.unflatten(-1, (-1, lists.pool)).sum(-1)
     return torch.nn.functional.pad(sums, (0, plan.level_rows(lists) - sums.shape[-1]))
+
+
+def _look_up(of_token: Tensor, tokens: Tensor) -> Tensor:
+    """`of_token` `(B|1, H|1, S)` at each of `tokens` `(B|1, H|1, R)`, -1 anywhere."""
+    shape = torch.broadcast_shapes(of_token.shape[:2], tokens.shape[:2])
+    return of_token.expand(*shape, -1).gather(-1, tokens.clamp(min=0).long().expand(*shape, -1))
 
 
 def _inverse(order: Tensor, tokens: int) -> Tensor:
