@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from threading import local
+from types import FunctionType
 from typing import Any
 
 import diffusers
@@ -37,7 +38,6 @@ __all__ = [
     "DTYPE",
     "CacheContextListener",
     "ContextParallelSplitHook",
-    "active_backend",
     "block_outputs",
     "context_name",
     "apply_rotary_emb",
@@ -51,6 +51,7 @@ __all__ = [
     "register_processor",
     "renamed_context",
     "unwrap_module",
+    "with_dispatcher",
 ]
 
 
@@ -61,22 +62,23 @@ DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch
 class _ThreadContext(StateManager):
     """The cache context of each thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, listener: CacheContextListener) -> None:
         super().__init__(None)
-        self._of_thread = local()
+        self.listener, self._of_thread = listener, local()
 
     def set_context(self, context: CacheContext | str | None) -> None:
         self._of_thread.context = context
+        self.listener.context_changed(context)
 
     @property
     def known(self) -> CacheContext | str | None:
         return getattr(self._of_thread, "context", None)
 
     def __getstate__(self) -> dict:
-        return {}
+        return {"listener": self.listener}
 
     def __setstate__(self, state: dict) -> None:
-        self.__init__()
+        self.__init__(**state)
 
 
 class CacheContextListener(ModelHook):
@@ -91,12 +93,15 @@ class CacheContextListener(ModelHook):
 
     def __init__(self) -> None:
         super().__init__()
-        self._announced = _ThreadContext()
+        self._announced = _ThreadContext(self)
 
     @property
     def context(self) -> CacheContext | str | None:
         """The context this thread is in, None outside of one."""
         return self._announced.known
+
+    def context_changed(self, context: CacheContext | str | None) -> None:
+        """The pipeline enters a context in this thread, outside the transformer and its graph, or leaves it."""
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         return module
@@ -143,15 +148,18 @@ def register_backend(name: str, attention: Callable) -> AttentionBackendName:
     return member
 
 
-@contextmanager
-def active_backend(backend: AttentionBackendName) -> Iterator[AttentionBackendName]:
-    """Make `backend` the one of calls that name none, and give the one that was."""
-    before = _AttentionBackendRegistry._active_backend
-    _AttentionBackendRegistry._active_backend = backend
-    try:
-        yield before
-    finally:
-        _AttentionBackendRegistry._active_backend = before
+def with_dispatcher(function: Callable, dispatch: Callable) -> Callable:
+    """`function` of a diffusers module, calling `dispatch` wherever it calls `dispatch_attention_fn`.
+
+    For processors that name no backend, and so take the one of the whole process, which is not ours to change.
+    """
+    if "dispatch_attention_fn" not in function.__code__.co_names:
+        raise NotImplementedError(f"{function.__qualname__} does not call dispatch_attention_fn itself")
+    names = {**function.__globals__, "dispatch_attention_fn": dispatch}
+    del names["__name__"]  # by which torch.compile would look names up in the module instead
+    made = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    made.__kwdefaults__ = function.__kwdefaults__
+    return made
 
 
 def register_processor(cls: type, like: type) -> None:

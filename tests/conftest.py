@@ -12,7 +12,7 @@ if not torch.cuda.is_available():
 @pytest.fixture(autouse=True)
 def sparse_however_small(monkeypatch):
     """Models of tests have few tokens, and plans keep most: dense attention is faster, and not what is tested."""
-    monkeypatch.setattr("diffattn.integration.runtime.break_even", lambda *_: 1.0)
+    monkeypatch.setattr("diffattn.integration.plan_store.break_even", lambda *_: 1.0)
 
 
 @pytest.fixture(autouse=True)

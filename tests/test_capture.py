@@ -55,7 +55,7 @@ def test_refuses_a_pipeline_that_is_sparse_already():
     diffattn.enable(pipe)
     with pytest.raises(ValueError, match=r"diffattn\.disable first"), capture(pipe):
         pass
-    assert diffattn.summary(pipe).runtime is not None
+    assert diffattn.summary(pipe).session is not None
 
 
 def test_restores_the_pipeline_after_an_error():

@@ -15,7 +15,7 @@ SCHEDULE = Schedule(dense_start=3, dense_end=0.1, dense_layers=2)
 
 
 def settings(model):
-    runtime = find_hook(model).runtime
+    runtime = find_hook(model).handler
     return runtime.config, runtime.schedule
 
 
@@ -34,7 +34,7 @@ def test_the_file_lies_beside_a_saved_model_and_enables_it(tmp_path):
     loaded = type(model).from_pretrained(tmp_path)
     diffattn.enable(loaded, str(tmp_path))
     assert settings(loaded) == (config, SCHEDULE)
-    assert [p.layer.dense for _, p in find_hook(loaded).served] == [True, True, False]
+    assert [p.layer.dense for _, p in find_hook(loaded).processors] == [True, True, False]
 
 
 def test_a_schedule_that_is_given_goes_first(tmp_path):

@@ -194,7 +194,7 @@ def test_image_to_video_takes_its_step_from_the_scheduler():
 
 def test_a_bare_transformer_says_that_it_does_not_know_the_step(inputs, monkeypatch):
     said = []
-    monkeypatch.setattr(diffattn.integration.runtime.logger, "warning", said.append)
+    monkeypatch.setattr(diffattn.integration.session.logger, "warning", said.append)
     model = tiny_transformer()
     diffattn.enable(model, "radial")
     forward(model, inputs), forward(model, inputs)

@@ -7,19 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..grid import TokenGrid
-from ..integration.apply import disable, find_transformers, serve
+from ..integration.apply import disable, find_transformers, install_processors
+from ..integration.attention_inputs import AttentionInputs, RunDense
+from ..integration.decision import screen
+from ..integration.handler import AttentionHandler
 from ..integration.hook import find_hook
-from ..integration.layer import Layer
-from ..integration.placement import Placement
-from ..integration.runtime import Runtime
-from ..methods import config
-from ..schedule import Schedule
-
-EVERY_CALL = Schedule(dense_start=0, dense_end=0, dense_layers=0)
+from ..integration.placement import Placement, place
 
 
 @dataclass(frozen=True)
@@ -46,38 +42,30 @@ class AttentionCall:
     key_mask: Tensor | None = None
 
 
-class Recorder(Runtime):
-    """A runtime whose attention is dense, and which keeps what it is given.
+class Recorder(AttentionHandler):
+    """Keeps what attention is given; the model computes it as always.
 
     Args:
         keep (`Callable`): from layer and step to whether a call is kept.
-        scheduler (`SchedulerMixin`, *optional*): tells the step where the pipeline does not.
+        pipe (`DiffusionPipeline` or `ModelMixin`): whose scheduler tells the step where the pipeline does not.
     """
 
-    def __init__(self, keep: Callable[[int, int | None], bool], scheduler: Any = None) -> None:
-        super().__init__(config("auto", density=1.0), EVERY_CALL, "torch", scheduler)
+    def __init__(self, keep: Callable[[int, int | None], bool], pipe: Any) -> None:
+        super().__init__(pipe)
         self.keep = keep
         self.calls: list[AttentionCall] = []
 
-    def run(
-        self,
-        layer: Layer,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        placement: Placement,
-        key_mask: Tensor | None,
-        scale: float | None,
-    ) -> Tensor:
-        step = None if self.step is None else self.step[0]
+    def attend(self, processor: Any, inputs: AttentionInputs, run_dense: RunDense, ranks: int = 1) -> Tensor:
+        layer, state = processor.layer, self.state
+        step = None if state.step is None else state.step[0]
         if self.keep(layer.index, step):
-            parts = [query, key, value] + ([] if key_mask is None else [key_mask])
-            parts = (x.detach().roll(-placement.shift, 1).cpu() for x in parts)
-            self.calls.append(AttentionCall(layer.name, layer.index, step, placement.grid, *parts))
-        mask = None if key_mask is None else key_mask[:, None, None]
-        parts = (x.transpose(1, 2) for x in (query, key, value))
-        out = torch.nn.functional.scaled_dot_product_attention(*parts, mask, scale=scale, enable_gqa=True)
-        return out.transpose(1, 2)
+            reason, key_mask = screen(state, layer, processor.adapter, inputs)
+            placement = reason or place(state.grid, state.before, inputs.query.shape[1])
+            if isinstance(placement, Placement):
+                tensors = [*inputs[:3]] + ([] if key_mask is None else [key_mask])
+                tensors = (x.detach().roll(-placement.shift, 1).cpu() for x in tensors)
+                self.calls.append(AttentionCall(layer.name, layer.index, step, placement.grid, *tensors))
+        return run_dense(inputs)
 
 
 @contextmanager
@@ -107,10 +95,10 @@ def capture(pipe: Any, keep: Callable[[int, int | None], bool] | None = None) ->
     transformers = find_transformers(pipe)
     if any(find_hook(transformer) for transformer in transformers):
         raise ValueError("sparse attention is enabled here, what it changes would be captured: diffattn.disable first")
-    recorder = Recorder(keep or (lambda layer, step: True), getattr(pipe, "scheduler", None))
+    recorder = Recorder(keep or (lambda layer, step: True), pipe)
     try:
         for transformer in transformers:
-            serve(transformer, recorder)
+            install_processors(transformer, recorder)
         yield recorder.calls
     finally:
         disable(pipe)

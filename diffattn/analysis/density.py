@@ -40,23 +40,18 @@ def densities(
     ```
     """
     columns: list[list[float]] = []
-    before: list[tuple[int, int]] = []
+    earlier: dict[Layer, tuple[float, int]] = {}
 
     def after_step(step: int, steps: int) -> None:
         layers = [layer for model in summary(pipe).models for layer in model.layers]
-        counts = [(layer.sparse_calls, layer.dense_calls.total()) for layer in layers]
-        earlier = before or [(0, 0)] * len(layers)
-        columns.append([_share(layer, *new) for layer, new in zip(layers, _more(counts, earlier))])
-        before[:] = counts
+        columns.append([_share(layer, earlier) for layer in layers])
 
     run_trial(pipe, inputs, config, schedule=schedule, impl=impl, seed=seed, on_step=after_step)
     return torch.tensor(columns, dtype=torch.float64).T
 
 
-def _more(counts: list[tuple[int, int]], earlier: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    return [(sparse - a, dense - b) for (sparse, dense), (a, b) in zip(counts, earlier)]
-
-
-def _share(layer: Layer, sparse: int, dense: int) -> float:
-    computed = dense + (sparse * layer.plan.density if sparse else 0.0)
-    return computed / (sparse + dense) if sparse + dense else float("nan")
+def _share(layer: Layer, earlier: dict[Layer, tuple[float, int]]) -> float:
+    """What the calls since the last look computed."""
+    attended, calls = earlier.get(layer, (0.0, 0))
+    earlier[layer] = layer.attended, layer.calls
+    return (layer.attended - attended) / (layer.calls - calls) if layer.calls > calls else float("nan")

@@ -16,8 +16,7 @@ from ..guidance.hook import find_guidance
 from ..integration.apply import find_transformers
 from ..integration.hook import find_hook
 from ..integration.layer import Layer
-from ..integration.processors import SparseProcessorMixin
-from ..integration.runtime import Runtime
+from ..integration.session import SparseSession
 from ..kernels.attend import choose_impl
 
 PACKAGES = ("diffattn", "diffusers", "transformers", "torch", "triton")
@@ -43,38 +42,45 @@ class Summary:
     """What [`summary`] returns: `print` it, or take `to_dict()`."""
 
     models: list[ModelSummary]
-    runtime: Runtime | None
+    session: SparseSession | None
     device: torch.device
     guidance: list[dict] = field(default_factory=list)
 
     @property
     def density(self) -> float | None:
-        """Mean density of the sparse calls, None before the first."""
-        return _mean([(layer.plan.density, layer.sparse_calls) for layer in self._layers() if layer.plan])
+        """Mean share of the products between visual tokens in the sparse calls, None before the first."""
+        return _mean([(layer.density, layer.sparse_calls) for layer in self._layers() if layer.sparse_calls])
+
+    @property
+    def computed(self) -> float | None:
+        """The same of all products, those with text included."""
+        return _mean([(layer.computed, layer.sparse_calls) for layer in self._layers() if layer.sparse_calls])
 
     @property
     def attention_computed(self) -> float | None:
         """Share of the dense self-attention products computed in all calls, dense ones included."""
-        calls = [(layer.plan.density, layer.sparse_calls) for layer in self._layers() if layer.plan]
+        calls = [(layer.computed, layer.sparse_calls) for layer in self._layers() if layer.sparse_calls]
         return _mean(calls + [(1.0, layer.dense_calls.total()) for layer in self._layers()])
 
     def to_dict(self) -> dict:
         """JSON-ready values."""
         guided = {"guidance": self.guidance} if self.guidance else {}
-        if self.runtime is None:
+        if self.session is None:
             return {"enabled": False, **guided, "versions": versions()}
         dense = sum((layer.dense_calls for layer in self._layers()), Counter())
         return {
             "enabled": True,
             "models": [model.model for model in self.models],
-            "config": self.runtime.config.to_dict(),
-            "schedule": self.runtime.schedule.to_dict(),
+            "config": self.session.config.to_dict(),
+            "schedule": self.session.schedule.to_dict(),
             "impl": self._impl()[0],
-            "grid": None if self.runtime.grid is None else str(self.runtime.grid),
-            "tokens": None if self.runtime.grid is None else self.runtime.grid.tokens,
+            "grid": None if self.session.grid is None else str(self.session.grid),
+            "tokens": None if self.session.grid is None else self.session.grid.tokens,
             "sparse_calls": sum(layer.sparse_calls for layer in self._layers()),
             "dense_calls": dict(dense),
             "density": self.density,
+            "computed": self.computed,
+            "kept_plan_bytes": self.session.plans.bytes_kept(),
             "attention_computed": self.attention_computed,
             **guided,
             "versions": versions(),
@@ -82,16 +88,19 @@ class Summary:
 
     def __str__(self) -> str:
         guided = [f"guidance  {guidance_line(about)}" for about in self.guidance]
-        if self.runtime is None:
+        if self.session is None:
             return "\n".join([*guided, f"diffattn is not enabled{', attention is dense' if guided else ''}"])
         values = self.to_dict()
         options = {name: value for name, value in values["config"].items() if name != "method" and value is not None}
         lines = [
             f"method    {values['config']['method']} {json.dumps(options)}",
-            f"schedule  {self.runtime.schedule}",
+            f"schedule  {self.session.schedule}",
             f"impl      {self._impl()[0]} ({self._impl()[1]})",
             f"grid      {values['grid'] or 'not run yet'}, {values['tokens'] or 'unknown'} tokens",
-            f"density   {_percent(self.density)} in sparse calls, {_percent(self.attention_computed)} over all calls",
+            f"density   {_percent(self.density)} of the products between visual tokens in sparse calls",
+            f"computed  {_percent(self.computed)} of all products in sparse calls, "
+            f"{_percent(self.attention_computed)} over all calls",
+            f"plans     {values['kept_plan_bytes'] / 2**20:.1f} MB kept",
             *guided,
             *map(str, self.models),
             "versions  " + ", ".join(f"{name} {version}" for name, version in values["versions"].items()),
@@ -102,7 +111,7 @@ class Summary:
         return [layer for model in self.models for layer in model.layers]
 
     def _impl(self) -> tuple[str, str]:
-        return (self.runtime.impl, "asked for") if self.runtime.impl != "auto" else choose_impl(self.device)
+        return (self.session.impl, "asked for") if self.session.impl != "auto" else choose_impl(self.device)
 
 
 def summary(pipe: Any) -> Summary:
@@ -114,17 +123,15 @@ def summary(pipe: Any) -> Summary:
     Raises:
         TypeError: `pipe` is nothing diffattn can serve.
     """
-    models, runtime = [], None
+    models, session = [], None
     transformers = find_transformers(pipe)
     for transformer in transformers:
         hook = find_hook(transformer)
         if hook is not None:
-            runtime = hook.runtime
-            modules = [transformer.get_submodule(name) for name in hook.adapter.attention(transformer)]
-            served = [m.processor.layer for m in modules if isinstance(m.processor, SparseProcessorMixin)]
-            models.append(ModelSummary(type(transformer).__name__, served))
+            session = hook.handler
+            models.append(ModelSummary(type(transformer).__name__, [ours.layer for _, ours in hook.processors]))
     guides = [describe_guidance(hook) for hook in map(find_guidance, transformers) if hook is not None]
-    return Summary(models, runtime, next(transformers[0].parameters()).device, guides)
+    return Summary(models, session, next(transformers[0].parameters()).device, guides)
 
 
 def versions() -> dict[str, str]:
@@ -140,8 +147,9 @@ def versions() -> dict[str, str]:
 
 def _describe_layer(layer: Layer) -> str:
     parts = []
-    if layer.plan is not None:
-        parts.append(f"density {layer.plan.density:.3f} in {layer.sparse_calls} calls")
+    if layer.sparse_calls:
+        text = "" if layer.computed == layer.density else f" ({layer.computed:.3f} of all products)"
+        parts.append(f"density {layer.density:.3f}{text} in {layer.sparse_calls} calls")
     parts += [f"{count} dense ({reason})" for reason, count in layer.dense_calls.items()]
     return ", ".join(parts) or "not run yet"
 
@@ -151,6 +159,9 @@ def _span(names: list[str]) -> str:
 
 
 def _mean(weighted: list[tuple[float, int]]) -> float | None:
+    values = {value for value, weight in weighted if weight}
+    if len(values) == 1:
+        return values.pop()  # as it is, without rounding
     total = sum(weight for _, weight in weighted)
     return sum(value * weight for value, weight in weighted) / total if total else None
 

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from ..attention_config import AttentionConfig
-from ..integration.apply import disable, enable
+from ..integration.apply import disable, enable, find_transformers
+from ..integration.hook import find_hook
 from ..kernels.plan.plan import Plan
 from ..schedule import Schedule
 from .summary import summary
@@ -27,7 +28,8 @@ class Trial:
         seconds (`float`): of the whole call: text encoder, denoising, VAE.
         density (`float`): of the sparse calls, 1 for a dense run.
         attention_computed (`float`): share of the dense query-key products computed, dense steps and layers included.
-        plans (`dict[int, Plan]`): the last one of each sparse layer by its number, on the CPU.
+        plans (`dict[int, Plan]`): the last one of each sparse layer by its number, on the CPU; only
+            where plans were to be kept.
     """
 
     frames: np.ndarray
@@ -60,6 +62,7 @@ def run_trial(
     impl: str = "auto",
     seed: int = 0,
     on_step: Callable[[int, int], None] | None = None,
+    keep_plans: bool = False,
 ) -> Trial:
     """Run a video pipeline once and leave it dense.
 
@@ -71,6 +74,8 @@ def run_trial(
         seed (`int`, *optional*, defaults to 0): of the CPU generator.
         on_step (`Callable[[int, int], None]`, *optional*): told `(steps done, steps)` after every step; what it raises
             ends the run there.
+        keep_plans (`bool`, *optional*, defaults to `False`): give the last plan of every sparse layer, which takes
+            memory.
 
     Raises:
         TypeError: a transformer that diffattn does not serve, or a pipeline that makes no video or, with `on_step`,
@@ -80,6 +85,8 @@ def run_trial(
         inputs = {**inputs, "callback_on_step_end": _callback(pipe, on_step)}
     if config is not None:
         enable(pipe, config, schedule=schedule, impl=impl)
+        for transformer in find_transformers(pipe):
+            find_hook(transformer).handler.keep_plans = keep_plans
     try:
         start = time.perf_counter()
         result = pipe(**inputs, generator=torch.Generator("cpu").manual_seed(seed), output_type="np")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..analysis.errors import CommandError, user_errors
-from ..analysis.load import TINY, check_frames, load_pipeline
+from ..analysis.load import TINY, check_frames, load_pipeline, place
 from ..analysis.metrics import Comparison, compare_videos
 from ..analysis.summary import versions
 from ..analysis.trial import Trial, run_trial
@@ -70,7 +70,7 @@ def bench(
     for name in names:
         sparse = settings.attention(name, density, dense_start, 0.0, dense_layers, impl)
         contenders.append(Contender(name, sparse, []))
-    device, dtype = settings.place(device, dtype)
+    device, dtype = place(device, dtype)
     pipe = load_pipeline(model, device, dtype)
     pipe.set_progress_bar_config(disable=True)
     check_frames(pipe, inputs.get("num_frames"))

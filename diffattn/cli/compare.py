@@ -11,7 +11,7 @@ import numpy as np
 import typer
 
 from ..analysis.errors import CommandError, user_errors
-from ..analysis.load import TINY, check_frames, load_pipeline
+from ..analysis.load import TINY, check_frames, default_fps, load_pipeline, place
 from ..analysis.metrics import compare_videos
 from ..analysis.trial import run_trial
 from ..analysis.video import difference_strip, read_video, side_by_side
@@ -70,7 +70,7 @@ def compare(
         sparse = settings.attention(method, density, dense_start, 0.0, dense_layers, impl)
         if sparse is None:
             raise CommandError("--method must be a sparse one: dense is what it is compared with")
-        pair = _generate(prompt, model, sparse, options, seed, *settings.place(device, dtype))
+        pair = _generate(prompt, model, sparse, options, seed, *place(device, dtype))
     with user_errors(ValueError, ImportError):
         comparison = compare_videos(pair.video, pair.reference)
     about = {"video": pair.names[0], "reference": pair.names[1], **pair.about, **comparison.to_dict()}
@@ -116,7 +116,7 @@ def _generate(
         reference = run_trial(pipe, inputs, seed=seed)
         video = run_trial(pipe, inputs, config, schedule=schedule, impl=impl, seed=seed)
     about = {"model": model, "seed": seed, **inputs, config.method: video.to_dict(), "dense": reference.to_dict()}
-    return Pair((config.method, "dense"), video.frames, reference.frames, settings.default_fps(model), about)
+    return Pair((config.method, "dense"), video.frames, reference.frames, default_fps(model), about)
 
 
 def _check_folder(folder: Path, force: bool) -> None:

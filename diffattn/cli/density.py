@@ -10,7 +10,7 @@ import typer
 from torch import Tensor
 
 from ..analysis.errors import CommandError, user_errors
-from ..analysis.load import TINY, check_frames, load_pipeline
+from ..analysis.load import TINY, check_frames, load_pipeline, place
 from . import settings
 from .output import check_png
 from .recall import PROMPT
@@ -42,7 +42,7 @@ def density(
     sparse = settings.attention(method, density, dense_start, dense_end, dense_layers, impl)
     if sparse is None:
         raise CommandError("--method dense computes all of it in every layer and step")
-    pipe = load_pipeline(model, *settings.place(device, dtype))
+    pipe = load_pipeline(model, *place(device, dtype))
     check_frames(pipe, frames)
     shares = _watch(pipe, inputs, sparse, seed)
     if output is not None:

@@ -10,7 +10,7 @@ import torch
 import typer
 
 from ..analysis.errors import CommandError, user_errors
-from ..analysis.load import TINY, check_frames, load_pipeline
+from ..analysis.load import TINY, check_frames, load_pipeline, place
 from ..analysis.recall import Recall, attention_recall
 from ..methods import config
 from . import settings
@@ -42,7 +42,7 @@ def recall(
     with user_errors(ValueError):
         chosen = config(method, density=density)
     inputs = settings.pipeline_options(model, {"num_frames": frames, "num_inference_steps": steps}, None, None)
-    pipe = load_pipeline(model, *settings.place(device, dtype))
+    pipe = load_pipeline(model, *place(device, dtype))
     check_frames(pipe, frames)
     found = _recalls(_run(pipe, inputs | {"prompt": prompt}, step, seed), chosen)
     if output is not None:

@@ -13,10 +13,12 @@ from diffusers.utils import logging
 from torch import Tensor, nn
 
 from ..attention_config import AttentionConfig
+from ..integration.attention_inputs import AttentionInputs
+from ..integration.execute import run_plan
 from ..integration.layer import Layer
 from ..integration.placement import place
 from ..integration.processors import set_processor
-from ..integration.runtime import Runtime
+from ..integration.session import SparseSession
 from ..methods import NeighborhoodConfig
 from ..models.adapter import NoGrid, adapter_for
 from ..schedule import Schedule
@@ -72,7 +74,7 @@ class Perturber:
         self.model = map_model(transformer)
         self.share_prefix = share_prefix
         self.names = list(inspect.signature(type(transformer).forward).parameters)[1:]
-        self._runtime = Runtime(local or NeighborhoodConfig(), Schedule(0, 0, 0), "auto")
+        self._runtime = SparseSession(local or NeighborhoodConfig(), Schedule(0, 0, 0), "auto")
         self._skips: dict[str, Skip] = {}
         self._cache_said = False
 
@@ -132,9 +134,9 @@ class Perturber:
 
     def image(self, tokens: int) -> tuple[int, int] | None:
         """First and past-the-last row of the visual tokens in a sequence of so many, where known."""
-        if self._runtime.video is None:
+        if self._runtime.state.grid is None:
             return None
-        at = place(self._runtime.video, self._runtime.before, tokens)
+        at = place(self._runtime.state.grid, self._runtime.state.before, tokens)
         if isinstance(at, str):
             return None
         start = at.shift or at.grid.video_start
@@ -159,13 +161,15 @@ class Perturber:
 
     def _local(self, name: str, call: AttentionCall) -> Tensor:
         """What sparse attention gives, as a weak version of the dense one."""
-        runtime = self._runtime
-        known = runtime.video is not None
-        placement = runtime.place(call.query.shape[1], runtime.video, runtime.before) if known else "no token grid"
+        session, tokens = self._runtime, call.query.shape[1]
+        grid, before = session.state.grid, session.state.before
+        placement = "no token grid" if grid is None else session.plans.place(tokens, grid, before)
         if isinstance(placement, str):
             raise NotImplementedError(f"target='local' cannot run in {name}: {placement}")
         layer = Layer(name, list(self.model.layers).index(name), dense=False)
-        return self._runtime.run(layer, call.query, call.key, call.value, placement, call.key_mask(), call.scale)
+        plan = session.plans.plan(placement, layer, call.query, call.key)
+        plan = session.state.masked(plan, call.key_mask())
+        return run_plan(plan, AttentionInputs(call.query, call.key, call.value, scale=call.scale), session.impl)
 
     def _reused_layer(self, selection: Selection, block: str) -> str | None:
         """The first perturbed layer of the first perturbed block: its attention is that of the unperturbed pass."""

@@ -10,7 +10,7 @@ from typing import Any
 from diffusers.utils import logging
 from torch import Tensor, nn
 
-from .._compat import HookRegistry, ModelHook, StateManager, renamed_context
+from .._compat import CacheContextListener, add_listener, find_listener, remove_listener, renamed_context
 from ..integration.progress import find_step
 from .blocks import take_samples
 from .cfg import BOTH, COND, UNCOND, PipelineCfg
@@ -23,18 +23,6 @@ from .selection import Selection
 logger = logging.get_logger(__name__)
 
 HOOK = "diffattn.guidance"
-
-
-class _Context(StateManager):
-    """Where `cache_context` leaves what the pipeline knows of the call."""
-
-    def __init__(self) -> None:
-        super().__init__(None)
-        self.known: Any = None
-
-    def set_context(self, context: Any) -> None:
-        super().set_context(context)
-        self.known = context
 
 
 @dataclass(frozen=True)
@@ -68,7 +56,7 @@ class _Cond:
     returned: list[Tensor]
 
 
-class GuidanceHook(ModelHook):
+class GuidanceHook(CacheContextListener):
     """Guides one transformer.
 
     It sits in torch's hooks of the module, which also run when a forward fails, so that nothing stays behind; the
@@ -82,8 +70,6 @@ class GuidanceHook(ModelHook):
         scheduler (`SchedulerMixin`, *optional*): tells the step where the pipeline does not.
     """
 
-    _is_stateful = True
-
     def __init__(
         self,
         perturber: Perturber,
@@ -95,7 +81,6 @@ class GuidanceHook(ModelHook):
         super().__init__()
         self.perturber, self.config, self.phases = perturber, config, phases
         self.cfg, self.scheduler = cfg, scheduler
-        self.context = _Context()
         self.passes, self.cost = 0, 0.0
         self._call: _Call | None = None
         self._cond: _Cond | None = None
@@ -106,7 +91,7 @@ class GuidanceHook(ModelHook):
     def attach(self) -> None:
         """Put it on the transformer."""
         transformer = self.perturber.transformer
-        HookRegistry.check_if_exists_or_initialize(transformer).register_hook(self, HOOK)
+        add_listener(transformer, self, HOOK)
         self._handles = [
             transformer.register_forward_pre_hook(self._before, with_kwargs=True),
             transformer.register_forward_hook(self._after, with_kwargs=True, always_call=True),
@@ -116,10 +101,7 @@ class GuidanceHook(ModelHook):
         """Take it off."""
         for handle in self._handles:
             handle.remove()
-        self.perturber.transformer._diffusers_hook.remove_hook(HOOK, recurse=False)
-
-    def reset_state(self, module: nn.Module) -> nn.Module:
-        return module
+        remove_listener(self.perturber.transformer, HOOK)
 
     def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self._call = None
@@ -129,7 +111,7 @@ class GuidanceHook(ModelHook):
                 "a copy run the weights of the original: call diffattn.unguide before copying"
             )
         inputs = self.perturber.begin(args, kwargs)
-        context = self.context.known
+        context = self.context
         timestep = inputs.get("timestep", inputs.get("timesteps"))
         step = find_step(context, self.scheduler, timestep)
         at = None if step is None else step[0]
@@ -193,7 +175,7 @@ class GuidanceHook(ModelHook):
             (args, kwargs), prefix = take_samples((args, kwargs), batch, own), prefix.take(batch, own)
         elif half:
             selection = selection.beside_others(half, first=False)
-        with renamed_context(module, self.context.known, "_perturbed"):
+        with renamed_context(module, self.context, "_perturbed"):
             with self.perturber.perturbing(selection, prefix):
                 found = predictions(module.forward(*args, **kwargs))
         self.passes += 1
@@ -235,5 +217,4 @@ class GuidanceHook(ModelHook):
 
 def find_guidance(transformer: nn.Module) -> GuidanceHook | None:
     """The hook of a transformer that is guided."""
-    registry = getattr(transformer, "_diffusers_hook", None)
-    return None if registry is None else registry.get_hook(HOOK)
+    return find_listener(transformer, HOOK)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..integration.calls import Call, Dense
+from ..integration.attention_inputs import AttentionInputs, RunDense
 from ..integration.processors import InterceptedProcessorMixin, SparseProcessorMixin, intercepted
 from ..models.adapter import Adapter
 from .targets import AttentionCall
@@ -22,7 +22,7 @@ class GuidedProcessorMixin(InterceptedProcessorMixin):
     act: Act
     sparse: SparseProcessorMixin | None
 
-    def attend(self, call: Call, dense: Dense, ranks: int = 1) -> Tensor:
+    def attend(self, call: AttentionInputs, dense: RunDense, ranks: int = 1) -> Tensor:
         if ranks > 1:
             raise NotImplementedError("guidance by perturbed heads does not run under context parallelism")
 

@@ -191,7 +191,7 @@ class Hunter:
             "model": describe_model(self.model),
             "weights": fingerprint([_glance(part) for part in find_transformers(self.pipe)]),
             "scheduler": fingerprint([type(scheduler).__name__, describe(dict(scheduler.config))]),
-            "attention": None if sparse is None else sparse.runtime.config.to_dict(),
+            "attention": None if sparse is None else sparse.handler.config.to_dict(),
             "objective": self.objective.name,
             "prompts": [pair.fingerprint() for pair in self.pairs],
             "seeds": [pair.seed for pair in self.pairs],

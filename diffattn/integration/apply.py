@@ -15,11 +15,12 @@ from ..methods import METHODS
 from ..methods import config as config_by_name
 from ..models.adapter import adapter_for, find_adapter, supported_models
 from ..schedule import Schedule
-from .hook import SparseAttentionHook, add_hook, find_hook, remove_hook
+from .handler import AttentionHandler
+from .hook import SparseAttentionHook, find_hook
 from .layer import Layer
 from .parallel import check_parallel
 from .processors import SparseProcessorMixin, set_processor, sparse_processor
-from .runtime import Runtime
+from .session import SparseSession
 
 
 def enable(
@@ -69,9 +70,9 @@ def enable(
     transformers = find_transformers(pipe)
     for transformer in transformers:
         check_parallel(getattr(transformer, "_parallel_config", None))
-    runtime = Runtime(config, schedule, impl, scheduler=getattr(pipe, "scheduler", None), fixed=grid)
+    session = SparseSession(config, schedule, impl, pipe, grid)
     for transformer in transformers:
-        serve(transformer, runtime)
+        install_processors(transformer, session)
 
 
 def disable(pipe: Any) -> None:
@@ -84,9 +85,9 @@ def disable(pipe: Any) -> None:
             attention = transformer.get_submodule(name)
             if isinstance(attention.processor, SparseProcessorMixin):
                 set_processor(attention, attention.processor.original)
-        for _, processor in hook.served:
-            processor.layer.off = processor.layer.held = True
-        remove_hook(transformer)
+        for _, processor in hook.processors:
+            processor.layer.disable()
+        hook.detach(transformer)
 
 
 def apply_sparse_attention(
@@ -118,19 +119,18 @@ def find_transformers(pipe: Any) -> list[nn.Module]:
     return [unwrap_module(part) for part in found]
 
 
-def serve(transformer: nn.Module, runtime: Runtime) -> None:
-    """Put the processors of `runtime` and the hook that tells it of steps into one transformer."""
+def install_processors(transformer: nn.Module, handler: AttentionHandler) -> None:
+    """Put processors that hand their attention to `handler` into one transformer, and the hook that informs it."""
     adapter = adapter_for(transformer)
     disable(transformer)
-    names, served = adapter.attention(transformer), []
+    names, processors = adapter.attention(transformer), []
     for index, name in enumerate(names):
         attention = transformer.get_submodule(name)
-        dense = runtime.schedule.is_dense_layer(index, len(names))
-        layer = Layer(name, index, dense, held=dense)
-        set_processor(attention, sparse_processor(attention.processor, runtime, layer, adapter))
-        runtime.layers.append(layer)
-        served.append((attention, attention.processor))
-    add_hook(transformer, SparseAttentionHook(runtime, adapter, served))
+        layer = Layer(name, index, handler.is_dense_layer(index, len(names)))
+        set_processor(attention, sparse_processor(attention.processor, handler, layer, adapter))
+        handler.layers.append(layer)
+        processors.append((attention, attention.processor))
+    SparseAttentionHook(handler, adapter, processors).attach(transformer)
 
 
 def _check_grid(grid: tuple[int, int, int]) -> tuple[int, int, int]:

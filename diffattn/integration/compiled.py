@@ -1,7 +1,8 @@
-"""Sparse attention as one opaque operator, for graphs that torch.compile makes.
+"""The attention of one layer as one opaque operator, for graphs that torch.compile makes.
 
-A graph must be the same for every layer and step. So a layer is told by a tensor: Dynamo makes a constant, and a new
-graph, of every int that differs. What Python does for a call (plans, counts, logs) happens inside the operator.
+A graph must be the same for every layer, step and size. So tensors say which layer and which grid it is: Dynamo
+makes a constant, and a new graph, of every int that differs. What Python does for a call (decision, plan, counts)
+happens inside the operator.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from ..kernels.handles import thing_of
 from ..kernels.operator import gradients_of
+from .attention_inputs import AttentionInputs
+from .decision import Sparse, decide_at
+from .execute import run_plan
 
 
 @torch.library.custom_op("diffattn::attention", mutates_args=())
@@ -21,23 +25,17 @@ def compiled_attention(
     key: Tensor,
     value: Tensor,
     key_mask: Tensor | None,
-    number: Tensor,
-    grid: list[int],
+    processor: Tensor,
+    location: Tensor,
+    ranks: int,
     scale: float | None,
 ) -> Tensor:
-    """query, key, value `(B, S, H, D)`, key mask `(B, S)`; `grid` is what `Runtime.place` takes."""
-    processor = thing_of(number)
-    runtime, layer = processor.runtime, processor.layer
-    placement = runtime.place(query.shape[1], tuple(grid[:3]), *grid[3:])
-    reason = placement if isinstance(placement, str) else runtime.why_not_worth(layer, query, key, placement)
-    if reason is not None:
-        layer.count_dense(reason)
-        return _dense(query, key, value, key_mask, scale)
-    return runtime.run(layer, query, key, value, placement, key_mask, scale).contiguous()
+    """query, key, value `(B, S, H, D)`, key mask `(B, S)`, handle of a processor, `location` as in [`RunState`]."""
+    return _run(query, key, value, key_mask, processor, location, ranks, scale, count=True)
 
 
 @compiled_attention.register_fake
-def _shape(query: Tensor, key: Tensor, value: Tensor, key_mask: Any, number: Any, grid: Any, scale: Any) -> Tensor:
+def _shape(query: Tensor, *others: Any) -> Tensor:
     return query.new_empty(query.shape)
 
 
@@ -48,19 +46,15 @@ def _gradients(
     key: Tensor,
     value: Tensor,
     key_mask: Tensor | None,
-    number: Tensor,
-    grid: list[int],
+    processor: Tensor,
+    location: Tensor,
+    ranks: int,
     scale: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value; the forward is run again."""
-    processor = thing_of(number)
-    runtime, layer = processor.runtime, processor.layer
-    placement = runtime.place(query.shape[1], tuple(grid[:3]), *grid[3:])
 
     def run(*leaves: Tensor) -> Tensor:
-        if isinstance(placement, str) or runtime.why_not_worth(layer, query, key, placement):
-            return _dense(*leaves, key_mask, scale)
-        return runtime.run(layer, *leaves, placement, key_mask, scale)
+        return _run(*leaves, key_mask, processor, location, ranks, scale, count=False)
 
     return gradients_of(run, (query, key, value), (grad,))
 
@@ -71,12 +65,39 @@ def _shapes(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *others: An
 
 
 def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    *tensors, ctx.grid, ctx.scale = inputs
+    *tensors, ctx.ranks, ctx.scale = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple:
-    return (*_gradients(grad, *ctx.saved_tensors, ctx.grid, ctx.scale), None, None, None, None)
+    return (*_gradients(grad, *ctx.saved_tensors, ctx.ranks, ctx.scale), *[None] * 5)
+
+
+compiled_attention.register_autograd(_backward, setup_context=_keep)
+
+
+def _run(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_mask: Tensor | None,
+    processor: Tensor,
+    location: Tensor,
+    ranks: int,
+    scale: float | None,
+    *,
+    count: bool,
+) -> Tensor:
+    asking = thing_of(processor)
+    session, layer = asking.handler, asking.layer
+    *grid, before = location.tolist()
+    decision = decide_at(session.plans, layer, query, key, key_mask, (tuple(grid), before), ranks)
+    if count:
+        session.note(layer, decision)
+    if isinstance(decision, Sparse):
+        plan = session.state.masked(decision.plan, key_mask)
+        return run_plan(plan, AttentionInputs(query, key, value, scale=scale), session.impl).contiguous()
+    return _dense(query, key, value, key_mask, scale)
 
 
 def _dense(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, scale: float | None) -> Tensor:
@@ -84,6 +105,3 @@ def _dense(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, s
     mask = None if key_mask is None else key_mask[:, None, None]
     out = torch.nn.functional.scaled_dot_product_attention(*heads_first, attn_mask=mask, scale=scale)
     return out.transpose(1, 2).contiguous()
-
-
-compiled_attention.register_autograd(_backward, setup_context=_keep)

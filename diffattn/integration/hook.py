@@ -1,18 +1,20 @@
-"""The one hook on a transformer: tells the runtime which step and which token grid a forward has."""
+"""The one hook on a transformer: tells a handler which step and which token grid a forward has."""
 
 from __future__ import annotations
 
 import inspect
-import weakref
 from typing import Any
 
 import torch
+from diffusers.utils import logging
 from torch import nn
 
-from .._compat import ContextParallelSplitHook, HookRegistry, ModelHook, StateManager, hooks_before
+from .._compat import CacheContextListener, add_listener, find_listener, remove_listener
 from ..models.adapter import Adapter, NoGrid
+from .handler import AttentionHandler
 from .progress import find_step
-from .runtime import Runtime
+
+logger = logging.get_logger(__name__)
 
 HOOK = "diffattn"
 NO_STEP_IN_GRAPHS = (
@@ -21,108 +23,76 @@ NO_STEP_IN_GRAPHS = (
 )
 
 
-class _Context(StateManager):
-    """Where `cache_context` leaves what the pipeline knows of the step."""
-
-    def __init__(self, runtime: Runtime) -> None:
-        super().__init__(None)
-        self.runtime = runtime
-        self.known: Any = None
-
-    def set_context(self, context: Any) -> None:
-        """Outside the transformer, and so outside the graph of a compiled one: the place to learn the step."""
-        super().set_context(context)
-        self.known = context
-        step = None if context is None else find_step(context, self.runtime.scheduler, None)
-        if step is not None:
-            self.runtime.told = True
-            self.runtime.begin_step(step)
-
-
-class SparseAttentionHook(ModelHook):
+class SparseAttentionHook(CacheContextListener):
     """Before each forward: the grid from the inputs, the step from the pipeline, the scheduler or the timestep.
 
+    It sits in torch's own hooks of the module, so that the forward belongs to whoever wraps it: accelerate, diffusers.
+
     Args:
-        runtime ([`Runtime`]): to be told.
+        handler ([`AttentionHandler`]): to be told.
         adapter ([`Adapter`]): of the transformer.
-        served (`list[tuple[nn.Module, object]]`): attention modules and the processors that were put into them.
+        processors (`list[tuple[nn.Module, object]]`): attention modules and the processors that were put into them.
     """
 
-    _is_stateful = True
-
-    def __init__(self, runtime: Runtime, adapter: Adapter, served: list[tuple[nn.Module, Any]]) -> None:
+    def __init__(self, handler: AttentionHandler, adapter: Adapter, processors: list[tuple[nn.Module, Any]]) -> None:
         super().__init__()
-        self.runtime, self.adapter, self.served = runtime, adapter, served
-        self.context = _Context(runtime)
-        self._owner: weakref.ref | None = None
-        self._names: list[str] = []
+        self.handler, self.adapter, self.processors = handler, adapter, processors
+        self._said: set[str] = set()
 
-    def initialize_hook(self, module: nn.Module) -> nn.Module:
-        self._owner = weakref.ref(module)
-        self._names = [name for name in inspect.signature(type(module).forward).parameters if name != "self"]
-        return module
+    def attach(self, transformer: nn.Module) -> None:
+        """Put it on a transformer."""
+        self._names = [name for name in inspect.signature(type(transformer).forward).parameters if name != "self"]
+        add_listener(transformer, self, HOOK)
+        self._handle = transformer.register_forward_pre_hook(self._before_forward, with_kwargs=True)
 
-    def pre_forward(self, module: nn.Module, *args, **kwargs) -> tuple[tuple, dict]:
-        inputs = dict(zip(self._names, args), **kwargs)
+    def detach(self, transformer: nn.Module) -> None:
+        """Take it off."""
+        self._handle.remove()
+        remove_listener(transformer, HOOK)
+
+    def context_changed(self, context: Any) -> None:
+        """Outside the transformer, and so outside the graph of a compiled one: the place to learn the step."""
+        state = self.handler.state
+        step = None if context is None else find_step(context, self.handler.scheduler(), None)
+        if step is not None:
+            state.step_announced = True
+            self.handler.begin_step(step)
+
+    def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        handler, inputs = self.handler, dict(zip(self._names, args), **kwargs)
         if not torch.compiler.is_compiling():
-            self._check(module)
+            self._name_replaced_processors(module)
             timestep = inputs.get("timestep", inputs.get("timesteps"))
-            self.runtime.begin_step(find_step(self.context.known, self.runtime.scheduler, timestep))
-        elif not (self.runtime.told or self.runtime.schedule.every_step_alike):
+            handler.begin_step(find_step(self.context, handler.scheduler(), timestep))
+        elif not (handler.state.step_announced or handler.every_step_alike):
             raise RuntimeError(NO_STEP_IN_GRAPHS)
         try:
-            grid = self.runtime.fixed or self.adapter.grid(module, inputs)
-            self.runtime.begin_forward(grid, self.adapter.tokens_before(module, inputs))
+            grid = handler.fixed_grid or self.adapter.grid(module, inputs)
+            handler.begin_forward(grid, self.adapter.tokens_before(module, inputs))
         except NoGrid as error:
-            self.runtime.begin_forward(None, reason=str(error))
-        return args, kwargs
+            handler.begin_forward(None, reason=str(error))
 
-    def reset_state(self, module: nn.Module) -> nn.Module:
-        return module
-
-    def _check(self, module: nn.Module) -> None:
-        if module is not self._owner():
-            raise RuntimeError(
-                f"this {type(module).__name__} is a copy of one that diffattn serves, and diffusers' hooks make such "
-                "a copy run the weights of the original: call diffattn.disable(copy), then diffattn.enable(copy)"
-            )
-        if any(_splits_tokens(hook) for hook in hooks_before(module, HOOK)):
-            raise RuntimeError(
-                f"context parallelism was enabled on this {type(module).__name__} after diffattn, which now sees one "
-                "rank's share of the tokens: call diffattn.enable again"
-            )
+    def _name_replaced_processors(self, module: nn.Module) -> None:
         # while guidance runs a pass, its own processors stand before some of ours
-        lost = [
+        replaced = [
             (attention, ours)
-            for attention, ours in self.served
+            for attention, ours in self.processors
             if getattr(attention.processor, "sparse", attention.processor) is not ours
         ]
-        if lost:
-            attention, ours = lost[0]
-            self.runtime.say_once(
-                f"{len(lost)} of the {len(self.served)} attention processors that diffattn put into "
-                f"{type(module).__name__} were replaced since, {ours.layer.name} by "
-                f"{type(attention.processor).__name__} (fuse_qkv_projections and set_attn_processor do that): these "
-                "layers are dense until diffattn.enable is called again"
-            )
-
-
-def _splits_tokens(hook: ModelHook) -> bool:
-    # a share of the timesteps, as Wan has them, does no harm
-    return isinstance(hook, ContextParallelSplitHook) and set(hook.metadata) != {"timestep"}
+        if not replaced:
+            return
+        attention, ours = replaced[0]
+        message = (
+            f"{len(replaced)} of the {len(self.processors)} attention processors that diffattn put into "
+            f"{type(module).__name__} were replaced since, {ours.layer.name} by {type(attention.processor).__name__} "
+            "(fuse_qkv_projections, set_attn_processor and IP-Adapters do that): these layers are dense until "
+            "diffattn.enable is called again"
+        )
+        if message not in self._said:
+            self._said.add(message)
+            logger.warning(message)
 
 
 def find_hook(transformer: nn.Module) -> SparseAttentionHook | None:
     """The hook of a transformer that diffattn serves."""
-    registry = getattr(transformer, "_diffusers_hook", None)
-    return None if registry is None else registry.get_hook(HOOK)
-
-
-def add_hook(transformer: nn.Module, hook: SparseAttentionHook) -> None:
-    """Put the hook on a transformer."""
-    HookRegistry.check_if_exists_or_initialize(transformer).register_hook(hook, HOOK)
-
-
-def remove_hook(transformer: nn.Module) -> None:
-    """Take the hook off a transformer."""
-    transformer._diffusers_hook.remove_hook(HOOK, recurse=False)
+    return find_listener(transformer, HOOK)

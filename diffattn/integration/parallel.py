@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .._compat import context_parallel_attention
-from .calls import Call, dispatched, running
+from .attention_inputs import AttentionInputs
+from .running import running
 
 
 def check_parallel(config: Any) -> None:
@@ -26,9 +27,9 @@ def check_parallel(config: Any) -> None:
         )
 
 
-def exchanged(call: Call, config: Any) -> Tensor:
-    """The call of a rank that holds a share of the sequence, `(B, S / ranks, H, D)`."""
-    return context_parallel_attention(*call, forward_op=_forward, backward_op=_backward, _parallel_config=config)
+def attend_whole_sequence(inputs: AttentionInputs, config: Any) -> Tensor:
+    """The attention of a rank that holds a share of the sequence, `(B, S / ranks, H, D)`."""
+    return context_parallel_attention(*inputs, forward_op=_forward, backward_op=_backward, _parallel_config=config)
 
 
 def _forward(
@@ -51,11 +52,11 @@ def _forward(
     if _save_ctx:
         ctx.save_for_backward(query, key, value)
         ctx.processor, ctx.options, ctx.ranks = running.processor, options, ranks
-    return dispatched(running.processor, Call(query, key, value, *options), ranks)
+    return running.processor.attend_or_dispatch(AttentionInputs(query, key, value, *options), ranks)
 
 
 def _backward(ctx: Any, grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
     with torch.enable_grad():
         leaves = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
-        out = dispatched(ctx.processor, Call(*leaves, *ctx.options), ctx.ranks)
+        out = ctx.processor.attend_or_dispatch(AttentionInputs(*leaves, *ctx.options), ctx.ranks)
     return torch.autograd.grad(out, leaves, grad)

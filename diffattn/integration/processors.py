@@ -1,20 +1,22 @@
-"""Processors that hand the attention of a model's own processor over, to a runtime for instance."""
+"""Processors that hand the attention of a model's own processor to a handler."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from .._compat import register_backend, register_processor
+from .._compat import dispatch_attention_fn, register_backend, register_processor, with_dispatcher
 from ..kernels.handles import number_of
-from ..models.adapter import Adapter
-from .calls import Call, Dense, answer, dispatched, running
+from ..models.adapter import Adapter, adapter_named
+from .attention_inputs import AttentionInputs, RunDense
+from .handler import AttentionHandler
 from .layer import Layer
-from .parallel import check_parallel, exchanged
-from .runtime import Runtime
-from .seams import seam
+from .parallel import attend_whole_sequence, check_parallel
+from .running import running
+from .sdpa_mode import SdpaMode
 
 
 class InterceptedProcessorMixin:
@@ -27,11 +29,15 @@ class InterceptedProcessorMixin:
     prefix: str
     original: Any
     adapter: Adapter
-    outer_backend: Any = None
 
-    def attend(self, call: Call, dense: Dense, ranks: int = 1) -> Tensor:
-        """`(B, S, H, D)`; `dense(call)` is what the model would do, `ranks` those of context parallelism."""
+    def attend(self, inputs: AttentionInputs, run_dense: RunDense, ranks: int = 1) -> Tensor:
+        """`(B, S, H, D)`; `run_dense(inputs)` is what the model would do, `ranks` those of context parallelism."""
         raise NotImplementedError
+
+    def attend_or_dispatch(self, inputs: AttentionInputs, ranks: int = 1) -> Tensor:
+        """`attend`, where what stays dense is run by the backend that the model has."""
+        backend = getattr(self.original, "_attention_backend", None)
+        return self.attend(inputs, lambda part: dispatch_attention_fn(**part._asdict(), backend=backend), ranks)
 
     @property
     def _attention_backend(self) -> Any:
@@ -52,26 +58,26 @@ class InterceptedProcessorMixin:
 
 
 class SparseProcessorMixin(InterceptedProcessorMixin):
-    """Attention that a runtime runs: sparse, or dense with a reason."""
+    """Attention of one layer, run or watched by a handler."""
 
     prefix = "Sparse"
-    runtime: Runtime
+    handler: AttentionHandler
     layer: Layer
-    number: Tensor
+    handle: Tensor
 
-    def attend(self, call: Call, dense: Dense, ranks: int = 1) -> Tensor:
-        return answer(self, call, dense, ranks)
+    def attend(self, inputs: AttentionInputs, run_dense: RunDense, ranks: int = 1) -> Tensor:
+        return self.handler.attend(self, inputs, run_dense, ranks)
 
     def __reduce__(self) -> tuple:
         # its class is made at run time, pickle would not find it
-        return _restore, (self.original, self.runtime, self.layer, self.adapter.model)
+        return _restore, (self.original, self.handler, self.layer, self.adapter.model)
 
 
-def sparse_processor(original: Any, runtime: Runtime, layer: Layer, adapter: Adapter) -> Any:
-    """A processor that does as `original` does, its attention run by `runtime`."""
+def sparse_processor(original: Any, handler: AttentionHandler, layer: Layer, adapter: Adapter) -> Any:
+    """A processor that does as `original` does, its attention run by `handler`."""
     base = type(original) if adapter.processor is None else adapter.processor(type(original))
-    processor = intercepted(SparseProcessorMixin, base, original, adapter, runtime=runtime, layer=layer)
-    processor.__dict__["number"] = number_of(processor)
+    processor = intercepted(SparseProcessorMixin, base, original, adapter, handler=handler, layer=layer)
+    processor.__dict__["handle"] = number_of(processor)
     return processor
 
 
@@ -80,7 +86,7 @@ def intercepted(
 ) -> Any:
     """A processor of class `base` with the attributes of `original`, its attention run by `mixin.attend`."""
     # deferred attributes of nn.Module processors are shared with the original, not copied
-    processor = object.__new__(_intercepted_class(mixin, base, adapter.seam))
+    processor = object.__new__(_intercepted_class(mixin, base, type(original), adapter.seam))
     for name, value in vars(original).items():
         if name not in ("_attention_backend", "_parallel_config"):
             processor.__dict__[name] = value
@@ -88,10 +94,8 @@ def intercepted(
     return processor
 
 
-def _restore(original: Any, runtime: Runtime, layer: Layer, model: str) -> Any:
-    from ..models import adapter_named
-
-    return sparse_processor(original, runtime, layer, adapter_named(model))
+def _restore(original: Any, handler: AttentionHandler, layer: Layer, model: str) -> Any:
+    return sparse_processor(original, handler, layer, adapter_named(model))
 
 
 def set_processor(attention: nn.Module, processor: Any) -> None:
@@ -103,25 +107,43 @@ def set_processor(attention: nn.Module, processor: Any) -> None:
 
 
 @functools.cache
-def _intercepted_class(mixin: type, cls: type, seam_name: str) -> type:
-    def run(self, args: tuple, kwargs: dict) -> Any:
-        if seam_name == "backend":
-            return cls.__call__(self, *args, **kwargs)
-        with seam(seam_name, self, BACKEND, self.attend):
-            return cls.__call__(self, *args, **kwargs)
+def _intercepted_class(mixin: type, base: type, plain: type, seam: str) -> type:
+    run = _call_through(base.__call__, seam)
 
     # wraps keeps the signature: attention modules drop keyword arguments that a processor does not name
-    @functools.wraps(cls.__call__)
+    @functools.wraps(base.__call__)
     def __call__(self, *args, **kwargs):
         outer, running.processor = running.processor, self
         try:
-            return run(self, args, kwargs)
+            return run(self, *args, **kwargs)
         finally:
             running.processor = outer
 
-    made = type(f"{mixin.prefix}{cls.__name__}", (mixin, cls), {"__call__": __call__})
-    register_processor(made, like=cls)
+    def __new__(cls, *args, **kwargs):
+        # diffusers builds processors anew by `processor.__class__()`, around IP-Adapters: the model's plain ones
+        return plain(*args, **kwargs)
+
+    made = type(f"{mixin.prefix}{base.__name__}", (mixin, base), {"__call__": __call__, "__new__": __new__})
+    register_processor(made, like=plain)
     return made
+
+
+def _call_through(call: Callable, seam: str) -> Callable:
+    """`call` of a processor, its attention handed to ours by the way that `Adapter.seam` names."""
+    if seam == "backend":  # it asks `_attention_backend`
+        return call
+    if seam == "active":
+        return with_dispatcher(call, _dispatch)
+
+    def run(self, *args, **kwargs):
+        with SdpaMode(self.attend):
+            return call(self, *args, **kwargs)
+
+    return run
+
+
+def _dispatch(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return dispatch_attention_fn(query, key, value, *args, **{**kwargs, "backend": BACKEND})
 
 
 def _backend(
@@ -136,8 +158,10 @@ def _backend(
     _parallel_config: Any = None,
 ) -> Tensor:
     """What diffusers' dispatcher calls: query, key, value `(B, S, H, D)`."""
-    call = Call(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-    return dispatched(running.processor, call) if _parallel_config is None else exchanged(call, _parallel_config)
+    inputs = AttentionInputs(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    if _parallel_config is None:
+        return running.processor.attend_or_dispatch(inputs)
+    return attend_whole_sequence(inputs, _parallel_config)
 
 
 BACKEND = register_backend("diffattn", _backend)

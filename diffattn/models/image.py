@@ -5,25 +5,20 @@ from __future__ import annotations
 from torch import nn
 
 from .adapter import Adapter, Blocks, NoGrid, register
-from .grids import Grid, cut, image_grid, text_tokens
+from .grids import Grid, cut, image_grid, same_size, text_tokens
 
 
 def _qwen_grid(model: nn.Module, inputs: dict) -> Grid:
     """The first of the images of a sample, the one to be made."""
-    shapes = {tuple(images[0] if isinstance(images, list) else images) for images in inputs["img_shapes"]}
-    if len(shapes) > 1:
-        raise NoGrid("samples of different sizes in one batch")
-    return shapes.pop()
+    return same_size([tuple(images[0] if isinstance(images, list) else images) for images in inputs["img_shapes"]])
 
 
 def _z_image_grid(model: nn.Module, inputs: dict) -> Grid:
     if isinstance(inputs["x"][0], list):
         raise NoGrid("several images in one sequence (omni mode)")
-    shapes = {tuple(image.shape[1:]) for image in inputs["x"]}  # (C, F, H, W)
-    if len(shapes) > 1:
-        raise NoGrid("samples of different sizes in one batch")
+    shape = same_size([tuple(image.shape[1:]) for image in inputs["x"]])  # (C, F, H, W)
     size = inputs.get("patch_size") or 2
-    return cut(shapes.pop(), (inputs.get("f_patch_size") or 1, size, size))
+    return cut(shape, (inputs.get("f_patch_size") or 1, size, size))
 
 
 def _hidream_grid(model: nn.Module, inputs: dict) -> Grid:

@@ -41,7 +41,7 @@ def test_the_mean_is_what_a_run_says_it_computed():
     found = densities(pipe, INPUTS, config, schedule=schedule, seed=3)
     trial = run_trial(pipe, INPUTS, config, schedule=schedule, seed=3)
     assert found.shape == (6, 4) and math.isclose(found.mean(), trial.attention_computed, rel_tol=1e-9)
-    assert summary(pipe).runtime is None
+    assert summary(pipe).session is None
 
 
 def test_prints_for_people():

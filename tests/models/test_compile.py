@@ -136,7 +136,7 @@ def test_gradients_of_the_operator_are_those_of_the_eager_call():
     model = at.build()
     diffattn.enable(model, OwnBlockConfig(), schedule=Schedule(dense_start=0, dense_layers=0))
     at.run(model)
-    processor = find_hook(model).served[0][1]
+    processor = find_hook(model).processors[0][1]
     runtime = processor.runtime
     inputs = [torch.randn(2, 72, 2, 16, requires_grad=True) for _ in range(3)]
     eager = runtime.run(processor.layer, *inputs, runtime.place(72, at.grid, runtime.before), None, None)

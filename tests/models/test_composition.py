@@ -82,7 +82,7 @@ def test_a_backend_that_fails_is_reached_by_dense_layers_only(built):
     """Names no backend: whoever dispatches to it says so."""
     at, model = built
     diffattn.enable(model, OwnBlockConfig(), schedule=ONE_DENSE)
-    processor = find_hook(model).served[0][1]
+    processor = find_hook(model).processors[0][1]
     processor._attention_backend = "nowhere"
     with pytest.raises(ValueError, match="nowhere"):
         at.run(model)
@@ -110,7 +110,7 @@ def test_fused_projections(name, before):
 
 def test_a_fuse_that_replaces_processors_is_named(monkeypatch):
     said = []
-    monkeypatch.setattr(diffattn.integration.runtime.logger, "warning", said.append)
+    monkeypatch.setattr(diffattn.integration.hook.logger, "warning", said.append)
     at = case("CogVideoX")
     model = at.build()
     dense, wanted = at.run(model), sparse_run(at, model)
@@ -350,11 +350,11 @@ def test_a_copy_that_would_run_the_originals_weights_is_named(built):
 def test_processors_pickle(built):
     at, model = built
     wanted = sparse_run(at, model)
-    attention, processor = find_hook(model).served[0]
+    attention, processor = find_hook(model).processors[0]
     restored = pickle.loads(pickle.dumps(processor))
     assert type(restored) is type(processor) and restored.layer.name == processor.layer.name
     assert type(restored.original) is type(processor.original)
-    restored.runtime = processor.runtime
+    restored.handler = processor.handler
     attention.set_processor(restored)
     assert torch.equal(at.run(model), wanted)
     assert restored.layer.sparse_calls == 2

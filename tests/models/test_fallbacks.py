@@ -175,7 +175,7 @@ _INDICES = {name for name in case("HunyuanVideoFramepack").inputs() if name.star
 
 def test_radial_attention_on_an_image_says_that_it_saves_nothing(monkeypatch):
     said = []
-    monkeypatch.setattr(diffattn.integration.runtime.logger, "warning", said.append)
+    monkeypatch.setattr(diffattn.integration.session.logger, "warning", said.append)
     at = case("Flux")
     model = at.build()
     diffattn.enable(model, "radial", schedule=ALWAYS)

@@ -117,7 +117,7 @@ def test_an_error_in_the_call_leaves_it_dense(pipe):
 def test_what_was_enabled_before_is_enabled_again(pipe):
     diffattn.enable(pipe, "neighborhood", schedule=SCHEDULE, impl="torch")
     wan.run(pipe, 2, diffattn_config=CONFIG)
-    runtime = diffattn.summary(pipe).runtime
+    runtime = diffattn.summary(pipe).session
     assert (runtime.config.method, runtime.schedule, runtime.impl) == ("neighborhood", SCHEDULE, "torch")
     assert runtime.scheduler is pipe.scheduler
 

@@ -23,7 +23,7 @@ def test_steps_are_the_schedulers_and_dense_ones_where_the_schedule_says(pipelin
     seen = []
 
     def note(pipe, index, timestep, tensors):
-        seen.append((find_hook(pipe.transformer).runtime.step, index))
+        seen.append((find_hook(pipe.transformer).handler.state.step, index))
         return {}
 
     sparse = case.run(pipe, callback_on_step_end=note)

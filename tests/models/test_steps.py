@@ -9,6 +9,7 @@ from wan import run, text_to_video, tiny_transformer, tiny_vae
 
 import diffattn
 from diffattn import Schedule
+from diffattn.integration.session import SparseSession
 
 from .own_block import OwnBlockConfig
 from .pipeline_builders import PIPELINES, case
@@ -26,15 +27,15 @@ def unipc():
 
 @pytest.fixture
 def logged(monkeypatch):
-    """Steps as the runtime heard of them before each forward, and as the scheduler took them after it."""
+    """Steps as the session heard of them before each forward, and as the scheduler took them after it."""
     told, taken = [], []
-    begin = diffattn.integration.runtime.Runtime.begin_forward
+    begin = SparseSession.begin_forward
 
     def note(self, *args, **kwargs):
-        told.append(self.step)
+        told.append(self.state.step)
         return begin(self, *args, **kwargs)
 
-    monkeypatch.setattr(diffattn.integration.runtime.Runtime, "begin_forward", note)
+    monkeypatch.setattr(SparseSession, "begin_forward", note)
 
     def watch(pipe):
         step = pipe.scheduler.step

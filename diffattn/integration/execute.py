@@ -1,0 +1,22 @@
+"""Running a plan on the inputs of a model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..kernels.attend import attend
+from ..kernels.plan import Plan
+from .attention_inputs import AttentionInputs
+
+
+def run_plan(plan: Plan, inputs: AttentionInputs, impl: str) -> Tensor:
+    """Sparse attention `(B, S, H, D)`, under autocast in the dtype of autocast as torch's own attention is."""
+    query, key, value = inputs[:3]
+    device = query.device.type
+    if not torch.is_autocast_enabled(device):
+        return attend(query, key, value, plan, scale=inputs.scale, impl=impl)
+    query, key, value = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (query, key, value))
+    # kernels know best what to add up in float32
+    with torch.autocast(device, enabled=False):
+        return attend(query, key, value, plan, scale=inputs.scale, impl=impl)

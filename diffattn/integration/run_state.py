@@ -1,0 +1,66 @@
+"""What a thread knows of the run it is in."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels.plan import Plan
+from ..models.adapter import NO_OTHERS
+from .masks import as_key_mask
+
+NEVER_ENTERED = "the transformer was not entered through its forward"
+
+
+class RunState(threading.local):
+    """Step and token grid of the forward that runs in this thread: two requests may share one transformer.
+
+    Attributes:
+        step (`tuple[int, int]`, *optional*): denoising step, from 0, and how many there are.
+        step_announced (`bool`): whether the pipeline announced a step through `cache_context`.
+        dense_step (`bool`): whether every layer runs dense in this step.
+        grid (`tuple[int, int, int]`, *optional*): frames, height and width of the visual tokens; None while a graph
+            is traced, and where `no_grid` says why there is none.
+        before (`int`): tokens of the sequence before the visual ones, see [`placement.place`].
+        location (`torch.Tensor`, *optional*): `(4,)` int64 on the CPU, grid and `before`: what graphs are given, so
+            that they need no guard on numbers.
+    """
+
+    def __init__(self) -> None:
+        self.step: tuple[int, int] | None = None
+        self.step_announced = False
+        self.dense_step = False
+        self.grid: tuple[int, int, int] | None = None
+        self.before = NO_OTHERS
+        self.location: Tensor | None = None
+        self.no_grid = NEVER_ENTERED
+        self._key_mask: tuple[Tensor, tuple, tuple[str | None, Tensor | None]] | None = None
+        self._masked_plan: tuple[Plan, Tensor, Plan] | None = None
+
+    def key_mask(self, mask: Any, query: Tensor, kind: str) -> tuple[str | None, Tensor | None]:
+        """[`as_key_mask`], the last answer kept: all layers of a forward are given the same tensor."""
+        batch, tokens = query.shape[:2]
+        if torch.compiler.is_compiling() or not isinstance(mask, Tensor) or mask.is_inference():
+            return as_key_mask(mask, batch, tokens, kind)  # inference tensors do not count their changes
+        known = self._key_mask
+        if known is None or known[0] is not mask or known[1] != (mask._version, batch, tokens, kind):
+            found = as_key_mask(mask, batch, tokens, kind)
+            known = self._key_mask = (mask, (mask._version, batch, tokens, kind), found)
+            self._masked_plan = None
+        return known[2]
+
+    def masked(self, plan: Plan, key_mask: Tensor | None) -> Plan:
+        """The plan with a key mask, the last one kept."""
+        if key_mask is None:
+            return plan
+        known = self._masked_plan
+        if known is None or known[0] is not plan or known[1] is not key_mask:
+            known = self._masked_plan = (plan, key_mask, plan.with_key_mask(key_mask))
+        return known[2]
+
+    def forget(self) -> None:
+        """Drop the tensors of the last forward."""
+        self._key_mask = self._masked_plan = self.location = None

@@ -1,0 +1,106 @@
+"""Sparse attention in one pipeline: its method, its schedule and what its layers did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.utils import logging
+from torch import Tensor
+
+from ..attention_config import AttentionConfig
+from ..grid import TokenGrid
+from ..schedule import Schedule
+from .attention_inputs import AttentionInputs, RunDense
+from .compiled import compiled_attention
+from .decision import Dense, Sparse, decide, ordered_ranks, screen
+from .execute import run_plan
+from .handler import AttentionHandler
+from .layer import Layer
+from .plan_store import PlanStore
+
+logger = logging.get_logger(__name__)
+
+
+class SparseSession(AttentionHandler):
+    """Runs the self-attention of one pipeline by plans, from `enable` to `disable`.
+
+    Args:
+        config ([`AttentionConfig`]): the method.
+        schedule ([`Schedule`]): dense steps and layers.
+        impl (`str`): implementation of the kernel, see [`attend`].
+        pipe, grid (*optional*): see [`AttentionHandler`].
+
+    Attributes:
+        keep_plans (`bool`): whether layers keep their last plan for looking at, which takes memory.
+        grid ([`TokenGrid`], *optional*): of the last sparse call.
+    """
+
+    def __init__(
+        self,
+        config: AttentionConfig,
+        schedule: Schedule,
+        impl: str,
+        pipe: Any = None,
+        grid: tuple[int, int, int] | None = None,
+    ) -> None:
+        super().__init__(pipe, grid)
+        self.config, self.schedule, self.impl = config, schedule, impl
+        self.plans = PlanStore(config, impl, self.say_once)
+        self.grid: TokenGrid | None = None
+        self.keep_plans = False
+        self._said: set[str] = set()
+
+    @property
+    def every_step_alike(self) -> bool:
+        return self.schedule.every_step_alike
+
+    def is_dense_layer(self, index: int, layers: int) -> bool:
+        return self.schedule.is_dense_layer(index, layers)
+
+    def begin_step(self, step: tuple[int, int] | None) -> None:
+        state = self.state
+        state.step = step
+        state.dense_step = step is not None and self.schedule.is_dense_step(*step)
+        for layer in self.layers:
+            layer.begin_step(state.dense_step)
+        if step is None and not self.every_step_alike:
+            self.say_once(
+                f"the denoising step is not known here, so no step stays dense in spite of {self.schedule}: enable "
+                "the whole pipeline, or call the transformer within "
+                "`cache_context(name, step_index=, num_inference_steps=)`"
+            )
+
+    def attend(self, processor: Any, inputs: AttentionInputs, run_dense: RunDense, ranks: int = 1) -> Tensor:
+        layer, adapter = processor.layer, processor.adapter
+        if torch.compiler.is_compiling():
+            return self._attend_in_graph(processor, inputs, run_dense, ranks)
+        decision = decide(self.plans, self.state, layer, adapter, inputs, ranks)
+        self.note(layer, decision)
+        if isinstance(decision, Dense):
+            return run_dense(inputs)
+        plan = self.state.masked(decision.plan, decision.key_mask)
+        return run_plan(plan, inputs, self.impl)
+
+    def _attend_in_graph(self, processor: Any, inputs: AttentionInputs, run_dense: RunDense, ranks: int) -> Tensor:
+        """The graph holds what [`screen`] decides; the rest of the decision is taken inside of the operator."""
+        reason, key_mask = screen(self.state, processor.layer, processor.adapter, inputs)
+        ranks = ordered_ranks(processor.adapter, ranks)
+        if reason is not None or isinstance(ranks, str):
+            return run_dense(inputs)
+        location, scale = self.state.location, inputs.scale
+        return compiled_attention(*inputs[:3], key_mask, processor.handle, location, ranks, scale)
+
+    def note(self, layer: Layer, decision: Sparse | Dense) -> None:
+        """Count one call of a layer."""
+        if isinstance(decision, Dense):
+            layer.count_dense(decision.reason)
+            return
+        self.grid = decision.grid
+        layer.count_sparse(decision.plan, self.keep_plans)
+
+    def say_once(self, message: str) -> None:
+        """Log a warning, the same one only once in the life of this session."""
+        if message not in self._said:
+            self._said.add(message)
+            logger.warning(message)
