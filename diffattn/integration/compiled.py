@@ -7,19 +7,54 @@ happens inside the operator.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..kernels.handles import thing_of
-from ..kernels.operator import gradients_of
+from ..kernels.handles import object_of
+from ..kernels.opaque import opaque_operator
 from .attention_inputs import AttentionInputs
 from .decision import Sparse, decide_at
 from .execute import run_plan
 
 
-@torch.library.custom_op("diffattn::attention", mutates_args=())
+def _shape(query: Tensor, *others: Any) -> Tensor:
+    return query.new_empty(query.shape)
+
+
+def _run(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_mask: Tensor | None,
+    processor: Tensor,
+    location: Tensor,
+    ranks: int,
+    scale: float | None,
+    count: bool,
+) -> Tensor:
+    asking = object_of(processor)
+    session, layer = asking.handler, asking.layer
+    *grid, before = location.tolist()
+    decision = decide_at(session.plans, layer, query, key, key_mask, (tuple(grid), before), ranks)
+    if count:
+        session.note(layer, decision)
+    if isinstance(decision, Sparse):
+        plan = session.state.masked(decision.plan, key_mask)
+        return run_plan(plan, AttentionInputs(query, key, value, scale=scale), session.impl)
+    return _dense(query, key, value, key_mask, scale)
+
+
+def _dense(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, scale: float | None) -> Tensor:
+    heads_first = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    mask = None if key_mask is None else key_mask[:, None, None]
+    out = torch.nn.functional.scaled_dot_product_attention(*heads_first, attn_mask=mask, scale=scale)
+    return out.transpose(1, 2)
+
+
+@opaque_operator("diffattn::attention", fake=_shape, rerun=partial(_run, count=False))
 def compiled_attention(
     query: Tensor,
     key: Tensor,
@@ -32,76 +67,3 @@ def compiled_attention(
 ) -> Tensor:
     """query, key, value `(B, S, H, D)`, key mask `(B, S)`, handle of a processor, `location` as in [`RunState`]."""
     return _run(query, key, value, key_mask, processor, location, ranks, scale, count=True)
-
-
-@compiled_attention.register_fake
-def _shape(query: Tensor, *others: Any) -> Tensor:
-    return query.new_empty(query.shape)
-
-
-@torch.library.custom_op("diffattn::attention_backward", mutates_args=())
-def _gradients(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_mask: Tensor | None,
-    processor: Tensor,
-    location: Tensor,
-    ranks: int,
-    scale: float | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value; the forward is run again."""
-
-    def run(*leaves: Tensor) -> Tensor:
-        return _run(*leaves, key_mask, processor, location, ranks, scale, count=False)
-
-    return gradients_of(run, (query, key, value), (grad,))
-
-
-@_gradients.register_fake
-def _shapes(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
-
-
-def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    *tensors, ctx.ranks, ctx.scale = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple:
-    return (*_gradients(grad, *ctx.saved_tensors, ctx.ranks, ctx.scale), *[None] * 5)
-
-
-compiled_attention.register_autograd(_backward, setup_context=_keep)
-
-
-def _run(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_mask: Tensor | None,
-    processor: Tensor,
-    location: Tensor,
-    ranks: int,
-    scale: float | None,
-    *,
-    count: bool,
-) -> Tensor:
-    asking = thing_of(processor)
-    session, layer = asking.handler, asking.layer
-    *grid, before = location.tolist()
-    decision = decide_at(session.plans, layer, query, key, key_mask, (tuple(grid), before), ranks)
-    if count:
-        session.note(layer, decision)
-    if isinstance(decision, Sparse):
-        plan = session.state.masked(decision.plan, key_mask)
-        return run_plan(plan, AttentionInputs(query, key, value, scale=scale), session.impl).contiguous()
-    return _dense(query, key, value, key_mask, scale)
-
-
-def _dense(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, scale: float | None) -> Tensor:
-    heads_first = (tensor.transpose(1, 2) for tensor in (query, key, value))
-    mask = None if key_mask is None else key_mask[:, None, None]
-    out = torch.nn.functional.scaled_dot_product_attention(*heads_first, attn_mask=mask, scale=scale)
-    return out.transpose(1, 2).contiguous()

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .._compat import dispatch_attention_fn, register_backend, register_processor, with_dispatcher
-from ..kernels.handles import number_of
+from ..kernels.handles import handle_of
 from ..models.adapter import Adapter, adapter_named
 from .attention_inputs import AttentionInputs, RunDense
 from .handler import AttentionHandler
@@ -77,7 +77,7 @@ def sparse_processor(original: Any, handler: AttentionHandler, layer: Layer, ada
     """A processor that does as `original` does, its attention run by `handler`."""
     base = type(original) if adapter.processor is None else adapter.processor(type(original))
     processor = intercepted(SparseProcessorMixin, base, original, adapter, handler=handler, layer=layer)
-    processor.__dict__["handle"] = number_of(processor)
+    processor.__dict__["handle"] = handle_of(processor)
     return processor
 
 

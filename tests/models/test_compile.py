@@ -5,6 +5,7 @@ import torch
 
 import diffattn
 from diffattn import Schedule
+from diffattn.integration.attention_inputs import AttentionInputs
 from diffattn.integration.compiled import compiled_attention
 from diffattn.integration.hook import find_hook
 
@@ -137,10 +138,10 @@ def test_gradients_of_the_operator_are_those_of_the_eager_call():
     diffattn.enable(model, OwnBlockConfig(), schedule=Schedule(dense_start=0, dense_layers=0))
     at.run(model)
     processor = find_hook(model).processors[0][1]
-    runtime = processor.runtime
+    session = processor.handler
     inputs = [torch.randn(2, 72, 2, 16, requires_grad=True) for _ in range(3)]
-    eager = runtime.run(processor.layer, *inputs, runtime.place(72, at.grid, runtime.before), None, None)
-    compiled = compiled_attention(*inputs, None, processor.number, [*at.grid, runtime.before], None)
+    eager = session.attend(processor, AttentionInputs(*inputs), run_dense=None)
+    compiled = compiled_attention(*inputs, None, processor.handle, session.state.location, 1, None)
     grad = torch.randn(2, 72, 2, 16)
     assert torch.equal(compiled, eager)
     wanted = torch.autograd.grad(eager, inputs, grad)
