@@ -62,23 +62,22 @@ DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch
 class _ThreadContext(StateManager):
     """The cache context of each thread."""
 
-    def __init__(self, listener: CacheContextListener) -> None:
+    def __init__(self) -> None:
         super().__init__(None)
-        self.listener, self._of_thread = listener, local()
+        self._of_thread = local()
 
     def set_context(self, context: CacheContext | str | None) -> None:
         self._of_thread.context = context
-        self.listener.context_changed(context)
 
     @property
     def known(self) -> CacheContext | str | None:
         return getattr(self._of_thread, "context", None)
 
     def __getstate__(self) -> dict:
-        return {"listener": self.listener}
+        return {}
 
     def __setstate__(self, state: dict) -> None:
-        self.__init__(**state)
+        self.__init__()
 
 
 class CacheContextListener(ModelHook):
@@ -93,15 +92,12 @@ class CacheContextListener(ModelHook):
 
     def __init__(self) -> None:
         super().__init__()
-        self._announced = _ThreadContext(self)
+        self._announced = _ThreadContext()
 
     @property
     def context(self) -> CacheContext | str | None:
         """The context this thread is in, None outside of one."""
         return self._announced.known
-
-    def context_changed(self, context: CacheContext | str | None) -> None:
-        """The pipeline enters a context in this thread, outside the transformer and its graph, or leaves it."""
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         return module

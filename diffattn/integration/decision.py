@@ -73,8 +73,6 @@ def decide_at(
     grid, before = location
     if not query.shape[0]:
         return Dense("an empty batch")
-    if 0 in grid:
-        return Dense("the tokens of the image do not fill a grid")
     placement = plans.place(query.shape[1], grid, before, ranks)
     if isinstance(placement, str):
         return Dense(placement)

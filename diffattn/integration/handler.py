@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..models.adapter import NO_OTHERS
 from .attention_inputs import AttentionInputs, RunDense
 from .layer import Layer
-from .location import grid_location
 from .progress import PresentScheduler
 from .run_state import RunState
 
@@ -21,8 +21,6 @@ class AttentionHandler:
         pipe (`DiffusionPipeline` or `ModelMixin`): whose scheduler tells the step where the pipeline does not.
         grid (`tuple[int, int, int]`, *optional*): the token grid, where it is not to be found in the inputs.
     """
-
-    every_step_alike = True  # whether no step is treated differently, so that steps need not be known
 
     def __init__(self, pipe: Any = None, grid: tuple[int, int, int] | None = None) -> None:
         self.scheduler, self.fixed_grid = PresentScheduler(pipe), grid
@@ -37,18 +35,17 @@ class AttentionHandler:
         """A forward of this thread belongs to step `(step, steps)`, None where nobody knows it."""
         self.state.step = step
 
-    def begin_forward(self, grid: Any, before: int = NO_OTHERS, reason: str = "") -> None:
+    def begin_forward(self, grid: tuple[int, int, int] | None, before: int = NO_OTHERS, reason: str = "") -> None:
         """A transformer starts in this thread.
 
         Args:
-            grid (`tuple[int, int, int]` or `torch.Tensor`, *optional*): as `Adapter.grid` gives it; None where there
-                is a `reason` why there is none.
+            grid (`tuple[int, int, int]`, *optional*): of its visual tokens; None where there is a `reason` why not.
             before (`int`): tokens before the visual ones.
         """
         state = self.state
-        state.no_grid, state.before = reason, before
-        state.grid = grid if isinstance(grid, tuple) else None
-        state.location = None if grid is None else grid_location(grid, before)
+        state.grid, state.before, state.no_grid = grid, before, reason
+        with torch.inference_mode(False):  # graphs keep it for their backward
+            state.location = None if grid is None else torch.tensor([*grid, before], device="cpu")
 
     def attend(self, processor: Any, inputs: AttentionInputs, run_dense: RunDense, ranks: int = 1) -> Tensor:
         """The attention of one layer `(B, S, H, D)`.

@@ -17,10 +17,7 @@ from .progress import find_step
 logger = logging.get_logger(__name__)
 
 HOOK = "diffattn"
-NO_STEP_IN_GRAPHS = (
-    "a graph of the whole transformer cannot learn which step it runs, as this pipeline does not use cache_context: "
-    "compile the blocks one by one (compile_repeated_blocks, block.compile()), or enable with Schedule(dense_start=0)"
-)
+OUTSIDE_GRAPHS = "diffattn reads step and grid before each forward: compile the transformer itself, or its blocks"
 
 
 class SparseAttentionHook(CacheContextListener):
@@ -50,22 +47,13 @@ class SparseAttentionHook(CacheContextListener):
         self._handle.remove()
         remove_listener(transformer, HOOK)
 
-    def context_changed(self, context: Any) -> None:
-        """Outside the transformer, and so outside the graph of a compiled one: the place to learn the step."""
-        state = self.handler.state
-        step = None if context is None else find_step(context, self.handler.scheduler(), None)
-        if step is not None:
-            state.step_announced = True
-            self.handler.begin_step(step)
-
+    # torch runs hooks of a compiled module before its graph; the hook is no graph of its own
+    @torch.compiler.disable(reason=OUTSIDE_GRAPHS)
     def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         handler, inputs = self.handler, dict(zip(self._names, args), **kwargs)
-        if not torch.compiler.is_compiling():
-            self._name_replaced_processors(module)
-            timestep = inputs.get("timestep", inputs.get("timesteps"))
-            handler.begin_step(find_step(self.context, handler.scheduler(), timestep))
-        elif not (handler.state.step_announced or handler.every_step_alike):
-            raise RuntimeError(NO_STEP_IN_GRAPHS)
+        self._name_replaced_processors(module)
+        timestep = inputs.get("timestep", inputs.get("timesteps"))
+        handler.begin_step(find_step(self.context, handler.scheduler(), timestep))
         try:
             grid = handler.fixed_grid or self.adapter.grid(module, inputs)
             handler.begin_forward(grid, self.adapter.tokens_before(module, inputs))

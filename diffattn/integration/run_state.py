@@ -20,10 +20,9 @@ class RunState(threading.local):
 
     Attributes:
         step (`tuple[int, int]`, *optional*): denoising step, from 0, and how many there are.
-        step_announced (`bool`): whether the pipeline announced a step through `cache_context`.
         dense_step (`bool`): whether every layer runs dense in this step.
-        grid (`tuple[int, int, int]`, *optional*): frames, height and width of the visual tokens; None while a graph
-            is traced, and where `no_grid` says why there is none.
+        grid (`tuple[int, int, int]`, *optional*): frames, height and width of the visual tokens; None where `no_grid`
+            says why there is none.
         before (`int`): tokens of the sequence before the visual ones, see [`placement.place`].
         location (`torch.Tensor`, *optional*): `(4,)` int64 on the CPU, grid and `before`: what graphs are given, so
             that they need no guard on numbers.
@@ -31,7 +30,6 @@ class RunState(threading.local):
 
     def __init__(self) -> None:
         self.step: tuple[int, int] | None = None
-        self.step_announced = False
         self.dense_step = False
         self.grid: tuple[int, int, int] | None = None
         self.before = NO_OTHERS
@@ -60,7 +58,3 @@ class RunState(threading.local):
         if known is None or known[0] is not plan or known[1] is not key_mask:
             known = self._masked_plan = (plan, key_mask, plan.with_key_mask(key_mask))
         return known[2]
-
-    def forget(self) -> None:
-        """Drop the tensors of the last forward."""
-        self._key_mask = self._masked_plan = self.location = None

@@ -12,7 +12,7 @@ from ..guidance.hook import find_guidance
 from ..schedule import Schedule
 from .apply import disable, enable, find_transformers
 from .hook import find_hook
-from .runtime import Runtime
+from .session import SparseSession
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def sparse_attention_scope(
     if config is None:
         yield
         return
-    before = _enabled_runtime(pipe)
+    before = _enabled_session(pipe)
     enable(pipe, config, schedule=schedule)
     try:
         yield
@@ -66,9 +66,9 @@ def guidance_scope(pipe: Any, config: dict | None) -> Iterator[None]:
         yield
 
 
-def _enabled_runtime(pipe: Any) -> Runtime | None:
+def _enabled_session(pipe: Any) -> SparseSession | None:
     hooks = [find_hook(transformer) for transformer in find_transformers(pipe)]
-    runtimes = {hook and hook.runtime for hook in hooks}
-    if len(runtimes) > 1:
+    sessions = {hook and hook.handler for hook in hooks}
+    if len(sessions) > 1:
         raise ValueError("the transformers of this pipeline are enabled differently, disable them first")
-    return runtimes.pop()
+    return sessions.pop()

@@ -51,10 +51,6 @@ class SparseSession(AttentionHandler):
         self.keep_plans = False
         self._said: set[str] = set()
 
-    @property
-    def every_step_alike(self) -> bool:
-        return self.schedule.every_step_alike
-
     def is_dense_layer(self, index: int, layers: int) -> bool:
         return self.schedule.is_dense_layer(index, layers)
 
@@ -64,7 +60,7 @@ class SparseSession(AttentionHandler):
         state.dense_step = step is not None and self.schedule.is_dense_step(*step)
         for layer in self.layers:
             layer.begin_step(state.dense_step)
-        if step is None and not self.every_step_alike:
+        if step is None and not self.schedule.every_step_alike:
             self.say_once(
                 f"the denoising step is not known here, so no step stays dense in spite of {self.schedule}: enable "
                 "the whole pipeline, or call the transformer within "

@@ -56,15 +56,10 @@ def stated_grid(model: nn.Module, inputs: dict) -> Grid:
     return sizes
 
 
-def position_grid(model: nn.Module, inputs: dict) -> Grid | Tensor:
-    """From `img_ids` `(S, 3|4)`, the position of every token; while a graph is traced, these positions themselves."""
+def position_grid(model: nn.Module, inputs: dict) -> Grid:
+    """From `img_ids` `(S, 3|4)`, the position of every token: of the tokens that share the first one's image."""
     ids = inputs["img_ids"]
     ids = ids[0] if ids.ndim == 3 else ids
-    return ids if torch.compiler.is_compiling() else grid_of_positions(ids)
-
-
-def grid_of_positions(ids: Tensor) -> Grid:
-    """The grid of the tokens that share the first one's image, from positions `(S, 3|4)`."""
     own = ids[ids[:, 0] == ids[0, 0]]
     low, high = torch.stack((own.amin(0), own.amax(0))).long().tolist()
     height, width = high[1] - low[1] + 1, high[2] - low[2] + 1
@@ -74,7 +69,7 @@ def grid_of_positions(ids: Tensor) -> Grid:
 
 
 def same_size(sizes: list[tuple[int, ...]]) -> tuple[int, ...]:
-    """The one size of all samples of a batch; compared, as sets would make constants of symbolic sizes."""
+    """The one size of all samples of a batch."""
     if any(size != sizes[0] for size in sizes[1:]):
         raise NoGrid("samples of different sizes in one batch")
     return sizes[0]

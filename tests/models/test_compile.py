@@ -89,17 +89,17 @@ def test_compiled_runs_are_the_eager_run(at, form, graphs):
     assert 1 < backend.graphs <= graphs
 
 
-def test_a_whole_graph_that_cannot_learn_its_step_is_named():
-    """SD3 has no cache_context: blocks on their own, or no dense steps, work."""
-    at = case("SD3")
+@pytest.mark.parametrize("form", [whole, wrapped])
+@pytest.mark.parametrize("name", ["SD3", "Flux", "Flux2", "Chroma", "Bria", "BriaFibo", "LongCatImage", "OvisImage"])
+def test_a_whole_graph_needs_to_know_neither_step_nor_positions(name, form):
+    """The hook runs before the graph: there are no cache_context, and grids in the values of tensors, in these."""
+    at = case(name)
     model = at.build()
-    model.compile(backend=Counting(), fullgraph=True)
-    diffattn.enable(model, OwnBlockConfig(), schedule=SCHEDULE)
-    with pytest.raises(Exception, match=r"cannot learn which step it runs.*compile_repeated_blocks"):
-        at.run(model)
     diffattn.enable(model, OwnBlockConfig(), schedule=Schedule(dense_start=0, dense_layers=1))
-    at.run(model)
-    assert calls(model) == [0, 1, 1]
+    wanted = at.run(model)
+    backend = Counting()
+    torch.testing.assert_close(at.run(form(model, backend)), wanted, rtol=0, atol=1e-5)
+    assert backend.graphs == 1 and calls(model)[1:] == [2] * len(calls(model)[1:])
 
 
 def by_type(model):

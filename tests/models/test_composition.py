@@ -332,19 +332,19 @@ def test_step_caches(built, cache, before):
     assert find_hook(model) is None
 
 
-def test_a_copy_that_would_run_the_originals_weights_is_named(built):
+def test_a_copy_runs_its_own_weights_and_counts_its_own_calls(built):
     at, model = built
     wanted = sparse_run(at, model)
     twin = copy.deepcopy(model)
-    with pytest.raises(RuntimeError, match=f"this {at.model} is a copy.*diffattn.disable"):
-        at.run(twin)
-    diffattn.disable(twin)
-    diffattn.enable(twin, OwnBlockConfig(), schedule=ALWAYS)
     assert torch.equal(at.run(twin), wanted) and torch.equal(at.run(model), wanted)
+    assert (sparse_calls(model)[0], sparse_calls(twin)[0]) == (2, 2)
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.zero_()
     assert not torch.equal(at.run(twin), wanted) and torch.equal(at.run(model), wanted)
+    diffattn.disable(twin)
+    assert find_hook(twin) is None and find_hook(model) is not None
+    assert torch.equal(at.run(model), wanted) and sparse_calls(model)[0] == 4
 
 
 def test_processors_pickle(built):
