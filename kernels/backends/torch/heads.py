@@ -95,7 +95,8 @@ class _Placed:
 
 def _placed(plan: Plan, work: Worklist) -> _Placed:
     """The tokens of a worklist of a plan of one head, found once."""
-    if work not in plan._cache:
+
+    def make() -> _Placed:
         of_tiles = plan.order.reshape(-1, plan.block_q).long()
         tokens = [of_tiles[chunk.rows].flatten() for chunk in work.chunks]
         live = [some >= 0 for some in tokens]
@@ -103,5 +104,6 @@ def _placed(plan: Plan, work: Worklist) -> _Placed:
         written = [some if rows is None else some[rows] for some, rows in zip(tokens, real)]
         read = [some.clamp(min=0) for some in tokens]
         idle = of_tiles[work.idle].flatten()
-        plan._cache[work] = _Placed(read, written, real, idle[idle >= 0])
-    return plan._cache[work]
+        return _Placed(read, written, real, idle[idle >= 0])
+
+    return plan.memo(work, make)

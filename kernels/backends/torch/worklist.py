@@ -112,10 +112,8 @@ def worklist(
     plan: Plan, query_shape: tuple[int, int, int], key: Tensor, scored: bool, threads: int = 1, parts: int = 1
 ) -> Worklist:
     """The plan's worklist for these shapes, built once."""
-    at = (tuple(query_shape), tuple(key.shape), key.dtype, scored, threads, parts)
-    if at not in plan._cache:
-        plan._cache[at] = Worklist(plan, query_shape, key, scored, threads, parts)
-    return plan._cache[at]
+    at = ("worklist", tuple(query_shape), tuple(key.shape), key.dtype, scored, threads, parts)
+    return plan.memo(at, lambda: Worklist(plan, query_shape, key, scored, threads, parts))
 
 
 def _runs(plan: Plan) -> list[Run]:
