@@ -1,13 +1,16 @@
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from diffattn.kernels import attend as attend_module
 from diffattn.kernels.backends import dense
-from diffattn.kernels.backends.torch import slabs
+from diffattn.kernels.backends.rows import attend_rows
 from diffattn.kernels.backends.torch import softmax as torch_softmax
+from diffattn.kernels.backends.torch.head_groups import attend_by_head_groups
 from diffattn.kernels.backends.torch.scratch import Scratch
+from diffattn.kernels.backends.torch.tiles import forward
 from diffattn.kernels.plan.boxes import Boxes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -35,7 +38,8 @@ def widened(tensors):
 
 def assert_equals_the_oracle(query, key, value, plan, impl):
     """Errors within a bound of the rounding errors in the scores, the softmax and the sum over keys."""
-    out, lse = attend(query, key, value, plan, impl=impl, return_lse=True)
+    run = partial(attend, plan=plan, impl=impl, return_lse=True) if isinstance(impl, str) else impl
+    out, lse = run(query, key, value)
     exact, exact_lse = attend(*widened((query, key, value)), plan, impl="reference", return_lse=True)
     assert torch.equal(lse.isinf(), exact_lse.isinf())
     assert (out.transpose(1, 2)[exact_lse.isinf()] == 0).all()
@@ -60,12 +64,14 @@ def test_torch_equals_the_oracle_on_any_plan(data):
 def test_one_head_at_a_time(data):
     plan = data.draw(plans())
     tensors = data.draw(inputs(plan))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slabs, "SLAB_BYTES", 1)
-        assert_equals_the_oracle(*tensors, plan, "torch")
-        leaves = [tensor.requires_grad_() for tensor in tensors]
-        out = attend(*leaves, plan, impl="torch")
-    whole = attend(*leaves, plan, impl="torch")
+
+    def one_head_at_a_time(*tensors):
+        kernel = partial(attend_rows, forward)
+        return attend_by_head_groups(kernel, *tensors, plan, tensors[0].shape[-1] ** -0.5, group_bytes=1)
+
+    assert_equals_the_oracle(*tensors, plan, one_head_at_a_time)
+    leaves = [tensor.requires_grad_() for tensor in tensors]
+    out, whole = one_head_at_a_time(*leaves)[0], attend(*leaves, plan, impl="torch")
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
     for got, wanted in zip(*(torch.autograd.grad(result, leaves, grad) for result in (out, whole))):
         torch.testing.assert_close(got, wanted)

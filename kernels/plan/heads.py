@@ -10,7 +10,7 @@ from .plan import Plan
 from .routed import RoutedRows
 
 
-def part_of(plan: Plan, batch: slice, heads: slice) -> Plan:
+def plan_of_heads(plan: Plan, batch: slice, heads: slice) -> Plan:
     """The plan of some batch entries and heads, kept for the next call; itself where it is the same for all."""
 
     def cut(tensor: Tensor | RoutedRows | None) -> Tensor | RoutedRows | None:
