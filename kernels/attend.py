@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Callable
 from functools import cache, partial
 
 import torch
@@ -12,12 +11,12 @@ from torch import Tensor
 
 from .backends.dense import dense_attention, why_dense
 from .backends.reference import reference_attention
-from .backends.rows import build_pyramid, gather_rows, scatter_rows, tile_means
-from .backends.torch.slabs import by_slabs
+from .backends.rows import attend_rows
+from .backends.torch.head_groups import attend_by_head_groups
 from .handles import object_of
 from .opaque import opaque_operator
 from .plan.plan import Plan
-from .validate import check_contents
+from .validate import check_contents, check_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +61,7 @@ def attend(
     if torch.compiler.is_compiling():
         out, lse = attend_operator(query, key, value, plan.handle, scale, impl, check)
         return (out, lse) if return_lse else out
-    _check(query, key, value, plan)
+    check_inputs(query, key, value, plan)
     if check:
         check_contents(plan)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -74,8 +73,7 @@ def attend(
         out, lse = reference_attention(query, key, value, plan, scale)
         out = out.to(query.dtype)
     else:
-        key, value = (_own_rows(tensor, plan, query.shape[2]) for tensor in (key, value))
-        run = partial(by_slabs, _torch) if impl == "torch" else _triton
+        run = _torch_attention if impl == "torch" else _triton_attention
         out, lse = run(query, key, value, plan, scale)
     return (out, lse) if return_lse else out
 
@@ -95,34 +93,16 @@ def attend_operator(
     return attend(query, key, value, object_of(plan), scale=scale, impl=impl, return_lse=True, check=check)
 
 
-def _torch(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
+def _torch_attention(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
     from .backends.torch.tiles import forward
 
-    return _on_rows(forward, query, key, value, plan, scale)
+    return attend_by_head_groups(partial(attend_rows, forward), query, key, value, plan, scale)
 
 
-def _triton(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
+def _triton_attention(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
     from .backends.triton.forward import forward
 
-    return _on_rows(forward, query, key, value, plan, scale)
-
-
-def _on_rows(
-    forward: Callable, query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float
-) -> tuple[Tensor, Tensor]:
-    """`forward` between the gather of tokens into rows and the scatter of rows into tokens."""
-    plan = plan.unpacked
-    rows = gather_rows(query, plan.query_rows, plan)
-    out, lse = forward(rows, build_pyramid(key, plan), build_pyramid(value, plan), plan, scale)
-    if plan.post is not None:
-        out = plan.post(out, tile_means(value, plan, plan.post.tile))
-    return scatter_rows(out, lse, plan)
-
-
-def _own_rows(tensor: Tensor, plan: Plan, heads: int) -> Tensor:
-    """Key or value; one for each query head where every head has its own order, and so its own rows."""
-    groups = plan.order.shape[1] > 1 and tensor.shape[2] < heads
-    return tensor.repeat_interleave(heads // tensor.shape[2], 2) if groups else tensor
+    return attend_rows(forward, query, key, value, plan, scale)
 
 
 def check_impl(impl: str) -> None:
@@ -168,35 +148,3 @@ def choose_impl(device: torch.device) -> tuple[str, str]:
 @cache
 def _explain(choice: str, reason: str) -> None:
     logger.info(f"impl='auto' runs {choice!r}: {reason}")
-
-
-def _check(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> None:
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if tensor.ndim != 4 or not tensor.is_floating_point():
-            raise ValueError(f"{name} must be floating point (B, S, H, D), got {tensor.dtype} {tuple(tensor.shape)}")
-        if tensor.shape[1] != plan.tokens:
-            raise ValueError(f"{name} has {tensor.shape[1]} tokens, the plan is for {plan.tokens}")
-        if (tensor.dtype, tensor.device) != (query.dtype, query.device):
-            raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, query {query.dtype} on {query.device}")
-    if key.shape != value.shape or key.shape[::3] != query.shape[::3] or query.shape[2] % key.shape[2]:
-        raise ValueError(
-            f"query {tuple(query.shape)}, key {tuple(key.shape)} and value {tuple(value.shape)} must agree in batch "
-            "and head dim, and the query heads must be a multiple of the key heads"
-        )
-    if query.shape[-1] > 256:
-        raise ValueError(f"head dim {query.shape[-1]} is more than 256")
-    _check_plan(query, plan)
-
-
-def _check_plan(query: Tensor, plan: Plan) -> None:
-    tensors = {"order": plan.order, "q_rows": plan.order if plan.q_rows is None else plan.q_rows}
-    for lists in plan.lists:
-        tensors |= {f"counts of pool {lists.pool}": lists.counts, f"indices of pool {lists.pool}": lists.indices}
-    for name, tensor in tensors.items():
-        if tensor.device != query.device:
-            raise ValueError(f"the plan is on {tensor.device} ({name}), query on {query.device}")
-        for what, size, dim in (("batch", query.shape[0], 0), ("heads", query.shape[2], 1)):
-            if tensor.shape[dim] not in (1, size):
-                raise ValueError(f"the plan is for {what} {tensor.shape[dim]} ({name}), query has {size}")
-    if plan.key_mask is not None and plan.key_mask.shape[0] not in (1, query.shape[0]):
-        raise ValueError(f"key_mask is for batch {plan.key_mask.shape[0]}, query has {query.shape[0]}")

@@ -1,4 +1,4 @@
-"""The debug check: what the lists and rows of a plan hold, which costs a look at every entry."""
+"""Checks of what attention is given: shapes always, what lists and rows hold for debugging."""
 
 from __future__ import annotations
 
@@ -10,6 +10,39 @@ from .plan.tile_list import TileList
 
 WHOLE = (torch.int32, torch.int64)
 TILES = (torch.int16, *WHOLE)
+
+
+def check_inputs(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> None:
+    """Raise a ValueError where shapes, dtypes or devices do not fit each other or the plan."""
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.ndim != 4 or not tensor.is_floating_point():
+            raise ValueError(f"{name} must be floating point (B, S, H, D), got {tensor.dtype} {tuple(tensor.shape)}")
+        if tensor.shape[1] != plan.tokens:
+            raise ValueError(f"{name} has {tensor.shape[1]} tokens, the plan is for {plan.tokens}")
+        if (tensor.dtype, tensor.device) != (query.dtype, query.device):
+            raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, query {query.dtype} on {query.device}")
+    if key.shape != value.shape or key.shape[::3] != query.shape[::3] or query.shape[2] % key.shape[2]:
+        raise ValueError(
+            f"query {tuple(query.shape)}, key {tuple(key.shape)} and value {tuple(value.shape)} must agree in batch "
+            "and head dim, and the query heads must be a multiple of the key heads"
+        )
+    if query.shape[-1] > 256:
+        raise ValueError(f"head dim {query.shape[-1]} is more than 256")
+    _check_plan(query, plan)
+
+
+def _check_plan(query: Tensor, plan: Plan) -> None:
+    tensors = {"order": plan.order, "q_rows": plan.order if plan.q_rows is None else plan.q_rows}
+    for lists in plan.lists:
+        tensors |= {f"counts of pool {lists.pool}": lists.counts, f"indices of pool {lists.pool}": lists.indices}
+    for name, tensor in tensors.items():
+        if tensor.device != query.device:
+            raise ValueError(f"the plan is on {tensor.device} ({name}), query on {query.device}")
+        for what, size, dim in (("batch", query.shape[0], 0), ("heads", query.shape[2], 1)):
+            if tensor.shape[dim] not in (1, size):
+                raise ValueError(f"the plan is for {what} {tensor.shape[dim]} ({name}), query has {size}")
+    if plan.key_mask is not None and plan.key_mask.shape[0] not in (1, query.shape[0]):
+        raise ValueError(f"key_mask is for batch {plan.key_mask.shape[0]}, query has {query.shape[0]}")
 
 
 def check_contents(plan: Plan) -> None:

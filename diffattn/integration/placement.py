@@ -74,4 +74,4 @@ def reorder_plan(plan: Plan, order: Tensor | None) -> Plan:
             return rows.moved(order)
         return None if rows is None else rows.where(rows < 0, order.to(rows.dtype)[rows.clamp(min=0)])
 
-    return replace(plan, order=moved(plan.order), q_rows=moved(plan.q_rows), _cache={})
+    return replace(plan, order=moved(plan.order), q_rows=moved(plan.q_rows))

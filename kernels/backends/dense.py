@@ -71,12 +71,13 @@ def _strided(tensor: Tensor) -> Tensor:
 
 def _mask(plan: Plan, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The plan's mask as what is added to the scores `(B|1, H|1, S, S)`, and the rows without keys; built once."""
-    at = ("dense mask", dtype)
-    if at not in plan._cache:
+
+    def make() -> tuple[Tensor, Tensor]:
         seen = plan.to_dense_mask()
         added = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
-        plan._cache[at] = added, ~seen.any(-1)
-    return plan._cache[at]
+        return added, ~seen.any(-1)
+
+    return plan.memo(("dense mask", dtype), make)
 
 
 def _lse_with_gradient(query: Tensor, key: Tensor, value: Tensor, return_lse: bool) -> bool:

@@ -2,10 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ..plan.plan import Plan
+
+
+def attend_rows(
+    kernel: Callable, query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`kernel` between the gather of tokens into rows and the scatter of rows into tokens.
+
+    Args:
+        kernel (`Callable`): `kernel(query, key, value, plan, scale) -> (out, lse)` on rows `(B, H, R, D)`.
+        query (`torch.Tensor`): `(B, S, H, D)`.
+        key, value (`torch.Tensor`): `(B, S, Hkv, D)`.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: out `(B, S, H, D)` and lse `(B, H, S)`.
+    """
+    plan = plan.unpacked
+    if plan.order.shape[1] > 1 and key.shape[2] < query.shape[2]:  # every query head has KV rows of its own
+        key, value = (tensor.repeat_interleave(query.shape[2] // key.shape[2], 2) for tensor in (key, value))
+    rows = gather_rows(query, plan.query_rows, plan)
+    out, lse = kernel(rows, build_pyramid(key, plan), build_pyramid(value, plan), plan, scale)
+    if plan.post is not None:
+        out = plan.post(out, tile_means(value, plan, plan.post.tile))
+    return scatter_rows(out, lse, plan)
 
 
 def gather_rows(tokens: Tensor, rows: Tensor, plan: Plan) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -31,10 +30,6 @@ class Affine:
                 f"post needs scale (B|1, H|1, NQ) and weights (B|1, H|1, NQ, NT), got {tuple(self.scale.shape)} and "
                 f"{tuple(self.weights.shape)}"
             )
-
-    def to(self, device: torch.device) -> Affine:
-        """The same weights on another device."""
-        return Affine(self.scale.to(device), self.weights.to(device), self.tile)
 
     def __call__(self, out: Tensor, means: Tensor) -> Tensor:
         """Apply to rows.

@@ -24,10 +24,6 @@ class Boxes:
     high: Tensor
     coordinate: Tensor
 
-    def to(self, device: torch.device) -> Boxes:
-        """The same boxes on another device."""
-        return Boxes(self.low.to(device), self.high.to(device), self.coordinate.to(device))
-
     def inside(self, rows: Tensor, keys: Tensor) -> Tensor:
         """Whether each key row lies in the box of each query row: `(..., Q)` and `(..., K)` to `(..., Q, K)` bool."""
         low, high, at = self.low[rows], self.high[rows], self.coordinate[keys]

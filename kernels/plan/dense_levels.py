@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .plan import Plan
-    from .tile_list import TileList
+from .base import PlanBase
+from .tile_list import TileList
 
 
-def dense_levels(plan: Plan) -> Tensor:
+def dense_levels(plan: PlanBase) -> Tensor:
     """Int32 `(B|1, H|1, S, S)`, the smallest pool at which each query sees each key, 0 where it does not."""
     query_rows = plan.query_rows
     query_tile = torch.arange(query_rows.shape[-1], device=plan.order.device) // plan.block_q
@@ -24,7 +21,7 @@ def dense_levels(plan: Plan) -> Tensor:
     return seen
 
 
-def _kept(plan: Plan, lists: TileList, query_tile: Tensor) -> Tensor:
+def _kept(plan: PlanBase, lists: TileList, query_tile: Tensor) -> Tensor:
     """`(b, h, Rq, S)` bool, tokens that the query rows see at one level."""
     mask = lists.to_mask(plan.level_rows(lists) // lists.tile)[:, :, query_tile]  # (b, h, Rq, tiles)
     tile = plan.row_of_token // (lists.pool * lists.tile)
@@ -34,7 +31,7 @@ def _kept(plan: Plan, lists: TileList, query_tile: Tensor) -> Tensor:
     return kept if lists.partial is None else kept & _seen_in_partial(plan, lists, query_tile, tile)
 
 
-def _seen_in_partial(plan: Plan, lists: TileList, query_tile: Tensor, tile: Tensor) -> Tensor:
+def _seen_in_partial(plan: PlanBase, lists: TileList, query_tile: Tensor, tile: Tensor) -> Tensor:
     """`(b, h, Rq, S)` bool, True outside partial tiles and inside the boxes."""
     partial = lists.to_mask(plan.level_rows(lists) // lists.tile, lists.partial)[:, :, query_tile]
     rows = torch.arange(plan.query_shape[-1], device=plan.order.device)

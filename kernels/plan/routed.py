@@ -19,7 +19,7 @@ class RoutedRows:
         bits (`torch.Tensor`): `(B|1, H|1, G, ceil(S / 8))` uint8; bit i of byte j says whether token 8 j + i attends
             to the group.
         tokens (`int`): S.
-        block (`int`): rows of a tile; every group is filled up to whole tiles.
+        block (`int`): rows of a tile; every group is filled up to whole tiles, which visit the same keys.
         tiles (`int`): tiles of every head, its last ones of padding only.
     """
 
@@ -54,10 +54,6 @@ class RoutedRows:
         """Bytes held."""
         return self.bits.nbytes
 
-    def to(self, device: torch.device) -> RoutedRows:
-        """The same rows on another device."""
-        return replace(self, bits=self.bits.to(device))
-
     def moved(self, order: Tensor) -> RoutedRows:
         """The same rows where token i is at `order[i]` of the sequence, `(S,)` int64."""
         return replace(self, bits=_packed(self.chosen()[..., order.argsort()]))
@@ -73,6 +69,17 @@ class RoutedRows:
         tile = torch.arange(self.tiles, device=self.device).expand(*last.shape[:2], -1).contiguous()
         group = torch.searchsorted(last, tile, right=True)
         return group.where(group < last.shape[-1], -1)
+
+    def count(self, meant: Tensor) -> Tensor:
+        """`(B|1, H|1, Rq / block)` int64, rows of tokens that are meant, `(B|1, H|1, S)` bool.
+
+        Those of a group are all counted for its first tile: its tiles visit the same keys.
+        """
+        chosen = self.chosen()
+        tiles = self._tiles_of_group(chosen)
+        counts = (chosen & meant[:, :, None]).sum(-1)
+        first = (tiles.cumsum(-1) - tiles).clamp(max=self.tiles - 1).expand_as(counts)
+        return counts.new_zeros(*counts.shape[:2], self.tiles).scatter_add_(-1, first, counts)
 
     def rows(self) -> Tensor:
         """`(B|1, H|1, Rq)` int32, token of every row, -1 for padding."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -58,8 +58,3 @@ class TileList:
         live = self.live if entries is None else self.live & entries
         hits = torch.zeros(*self.indices.shape[:-1], tiles, dtype=torch.int32, device=self.indices.device)
         return hits.scatter_add_(-1, self.indices.long(), live.to(torch.int32)) > 0
-
-    def to(self, device: torch.device) -> TileList:
-        """The same lists on another device."""
-        partial = None if self.partial is None else self.partial.to(device)
-        return replace(self, counts=self.counts.to(device), indices=self.indices.to(device), partial=partial)

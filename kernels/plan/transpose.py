@@ -35,9 +35,7 @@ class Visitors:
 def visitors(plan: Plan, lists: TileList, group: int = 1) -> Visitors:
     """The transpose of one level of `plan`, built once; it takes memory for the visits made, not for NQ x NK."""
     at = ("visitors", plan.lists.index(lists), group)
-    if at not in plan._cache:
-        plan._cache[at] = transpose(lists, plan.level_rows(lists) // lists.tile, group)
-    return plan._cache[at]
+    return plan.memo(at, lambda: transpose(lists, plan.level_rows(lists) // lists.tile, group))
 
 
 def transpose(lists: TileList, tiles: int, group: int = 1) -> Visitors:

@@ -1,13 +1,16 @@
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from diffattn.kernels import attend as attend_module
 from diffattn.kernels.backends import dense
-from diffattn.kernels.backends.torch import slabs
+from diffattn.kernels.backends.rows import attend_rows
 from diffattn.kernels.backends.torch import softmax as torch_softmax
+from diffattn.kernels.backends.torch.head_groups import attend_by_head_groups
 from diffattn.kernels.backends.torch.scratch import Scratch
+from diffattn.kernels.backends.torch.tiles import forward
 from diffattn.kernels.plan.boxes import Boxes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -35,7 +38,8 @@ def widened(tensors):
 
 def assert_equals_the_oracle(query, key, value, plan, impl):
     """Errors within a bound of the rounding errors in the scores, the softmax and the sum over keys."""
-    out, lse = attend(query, key, value, plan, impl=impl, return_lse=True)
+    run = partial(attend, plan=plan, impl=impl, return_lse=True) if isinstance(impl, str) else impl
+    out, lse = run(query, key, value)
     exact, exact_lse = attend(*widened((query, key, value)), plan, impl="reference", return_lse=True)
     assert torch.equal(lse.isinf(), exact_lse.isinf())
     assert (out.transpose(1, 2)[exact_lse.isinf()] == 0).all()
@@ -60,12 +64,14 @@ def test_torch_equals_the_oracle_on_any_plan(data):
 def test_one_head_at_a_time(data):
     plan = data.draw(plans())
     tensors = data.draw(inputs(plan))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slabs, "SLAB_BYTES", 1)
-        assert_equals_the_oracle(*tensors, plan, "torch")
-        leaves = [tensor.requires_grad_() for tensor in tensors]
-        out = attend(*leaves, plan, impl="torch")
-    whole = attend(*leaves, plan, impl="torch")
+
+    def one_head_at_a_time(*tensors):
+        kernel = partial(attend_rows, forward)
+        return attend_by_head_groups(kernel, *tensors, plan, tensors[0].shape[-1] ** -0.5, group_bytes=1)
+
+    assert_equals_the_oracle(*tensors, plan, one_head_at_a_time)
+    leaves = [tensor.requires_grad_() for tensor in tensors]
+    out, whole = one_head_at_a_time(*leaves)[0], attend(*leaves, plan, impl="torch")
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
     for got, wanted in zip(*(torch.autograd.grad(result, leaves, grad) for result in (out, whole))):
         torch.testing.assert_close(got, wanted)
@@ -75,9 +81,9 @@ def test_one_head_at_a_time(data):
 def test_grouped_heads_with_an_order_each(impl, pools):
     generator = torch.Generator().manual_seed(0)
     order = torch.stack([torch.randperm(80, generator=generator) for _ in range(4)])[None]
-    plan = replace(full_plan(77, pools=pools), order=order.where(order < 77, -1), _cache={})
+    plan = replace(full_plan(77, pools=pools), order=order.where(order < 77, -1))
     lists = [replace(level, counts=level.counts - 1) for level in plan.lists]
-    plan = replace(plan, lists=tuple(lists), _cache={}).with_key_mask(torch.arange(77).expand(2, -1) != 5)
+    plan = replace(plan, lists=tuple(lists)).with_key_mask(torch.arange(77).expand(2, -1) != 5)
     query, key, value = (torch.randn(2, 77, heads, 16, generator=generator) for heads in (4, 2, 2))
     assert_equals_the_oracle(query, key, value, plan, impl)
 
@@ -125,7 +131,7 @@ def test_long_lists_in_parts_equal_the_oracle(granules, masked, window, monkeypa
     if window is not None:
         (lists,), at = plan.lists, torch.arange(80, dtype=torch.int32)[:, None]
         lists = replace(lists, partial=torch.ones_like(lists.indices, dtype=torch.bool))
-        plan = replace(plan, lists=(lists,), boxes=Boxes(at - window, at - 1, at), _cache={})
+        plan = replace(plan, lists=(lists,), boxes=Boxes(at - window, at - 1, at))
     if masked:
         token = torch.arange(77)
         plan = plan.with_key_mask(torch.stack([(token < 32) | (token > 70), token < 0]))
@@ -195,7 +201,7 @@ def test_gradients_of_out_and_lse(data):
 def test_a_token_without_any_key_has_no_gradient():
     query, key, value = (t.requires_grad_() for t in torch.randn(3, 1, 32, 1, 8).double())
     lists = (TileList.from_mask(torch.ones(1, 1, 4, 2) > 0, 16),)
-    plan = replace(full_plan(32), lists=lists, q_rows=torch.arange(64)[None, None] % 32, _cache={})
+    plan = replace(full_plan(32), lists=lists, q_rows=torch.arange(64)[None, None] % 32)
     out, lse = attend(query, key, value, plan.with_key_mask(torch.zeros(1, 32) > 0), impl="torch", return_lse=True)
     assert (out == 0).all() and (lse == -torch.inf).all()
     (out.sum() + lse.where(lse > -torch.inf, 0).sum()).backward()
@@ -214,7 +220,7 @@ def full_plan(tokens, tile=16, pools=(1,), rows=None):
 @given(st.data())
 def test_auto_equals_the_oracle_where_it_runs_dense_attention(data):
     plan = data.draw(plans(pools=(1,)))
-    plan = replace(plan, q_rows=None, _cache={}) if plan.q_rows is None else full_plan(plan.tokens, tile=16)
+    plan = replace(plan, q_rows=None) if plan.q_rows is None else full_plan(plan.tokens, tile=16)
     tensors = data.draw(inputs(plan))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dense, "MASK_TOKENS", 4096)
@@ -230,11 +236,11 @@ def test_auto_runs_dense_attention_only_where_the_result_is_the_same(monkeypatch
     pooled = TileList.from_mask(torch.ones(1, 1, 8, 8) > 0, 32, pool=2)
     cases = [
         (full, "dense"),
-        (replace(full, lists=(nearly,), _cache={}), "dense"),
+        (replace(full, lists=(nearly,)), "dense"),
         (full.with_key_mask(torch.arange(512)[None] > 7), "dense"),
-        (replace(full, lists=(pooled,), _cache={}), "torch"),
-        (replace(full, q_rows=full.order, _cache={}), "torch"),
-        (replace(full, lists=(TileList.from_mask(torch.arange(64).view(1, 1, 8, 8) > 30, 64),), _cache={}), "torch"),
+        (replace(full, lists=(pooled,)), "torch"),
+        (replace(full, q_rows=full.order), "torch"),
+        (replace(full, lists=(TileList.from_mask(torch.arange(64).view(1, 1, 8, 8) > 30, 64),)), "torch"),
     ]
     for plan, choice in cases:
         assert_equals_the_oracle(query, query, query, plan, "auto")
@@ -274,7 +280,7 @@ def test_constant_keys_and_values_make_every_level_dense():
     kinds = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(3))
     exact = TileList.from_mask(kinds < 0.4, 16)
     pooled = TileList.from_mask(kinds >= 0.4, 2, pool=8)
-    plan = replace(full_plan(64), lists=(exact, pooled), _cache={})
+    plan = replace(full_plan(64), lists=(exact, pooled))
     torch.testing.assert_close(attend(query, key, value, plan, impl="torch"), dense, rtol=0, atol=1e-14)
 
 
@@ -282,10 +288,10 @@ def test_a_plan_split_in_two_and_merged_by_lse_is_the_whole():
     query, key, value = torch.randn(3, 2, 96, 2, 16, generator=torch.Generator().manual_seed(0)).double()
     mask = torch.rand(1, 2, 6, 6, generator=torch.Generator().manual_seed(1)) < 0.5
     first = torch.rand(1, 2, 6, 6, generator=torch.Generator().manual_seed(2)) < 0.5
-    whole = replace(full_plan(96), lists=(TileList.from_mask(mask, 16),), _cache={})
+    whole = replace(full_plan(96), lists=(TileList.from_mask(mask, 16),))
     both = torch.cat([mask & first, mask & ~first], dim=2)
     rows = whole.order.repeat(1, 1, 2)
-    split = replace(whole, lists=(TileList.from_mask(both, 16),), q_rows=rows, _cache={})
+    split = replace(whole, lists=(TileList.from_mask(both, 16),), q_rows=rows)
     for got, wanted in zip(*(attend(query, key, value, p, impl="torch", return_lse=True) for p in (split, whole))):
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-13)
 
@@ -322,6 +328,6 @@ def test_wrong_plans_are_named():
         _ = replace(plan, order=plan.order.clamp(max=75)).row_of_token
     with pytest.raises(ValueError, match=r"key_mask must be bool \(B, 77\), got torch.bool \(1, 76\)"):
         plan.with_key_mask(torch.ones(1, 76, dtype=torch.bool))
-    heads = replace(plan, lists=(TileList.from_mask(torch.ones(1, 3, 5, 5) > 0, 16),), _cache={})
+    heads = replace(plan, lists=(TileList.from_mask(torch.ones(1, 3, 5, 5) > 0, 16),))
     with pytest.raises(ValueError, match=r"the plan is for heads 3 \(counts of pool 1\), query has 2"):
         attend(*torch.zeros(3, 1, 77, 2, 16), heads)

@@ -1,10 +1,14 @@
 """Chains of operations in threads of their own: the same results, numbers of threads left alone, errors passed on."""
 
 import threading
+from functools import partial
 
 import pytest
 import torch
-from diffattn.kernels.backends.torch.threads import MOST, in_threads, share_of_threads
+from diffattn.kernels.backends.rows import attend_rows
+from diffattn.kernels.backends.torch.head_groups import attend_by_head_groups
+from diffattn.kernels.backends.torch.threads import MAX_WORKERS, in_threads, share_of_threads
+from diffattn.kernels.backends.torch.tiles import forward
 from triton_plans import inputs, padded_order, random_plan
 
 from diffattn import attend
@@ -40,9 +44,9 @@ def test_every_worker_has_its_share_and_nobody_else_loses_theirs(threads):
 
 def test_many_threads_are_shared_by_few_workers():
     before = torch.get_num_threads()
-    torch.set_num_threads(2 * MOST)
+    torch.set_num_threads(2 * MAX_WORKERS)
     try:
-        assert share_of_threads(torch.device("cpu")) == (MOST, 2)
+        assert share_of_threads(torch.device("cpu")) == (MAX_WORKERS, 2)
         assert share_of_threads(torch.device("meta")) == (1, 1)
     finally:
         torch.set_num_threads(before)
@@ -82,14 +86,13 @@ def test_results_do_not_depend_on_the_threads(threads, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("heads", [(6, 6), (6, 3), (1, 1)])
-def test_heads_of_which_every_thread_takes_some(threads, heads, monkeypatch):
+def test_heads_of_which_every_thread_takes_some(threads, heads):
     """Their number is or is not a multiple of that of the threads; each head has lists of its own."""
     plan = random_plan(300, 32, [(1, 16), (4, 4)], (2, heads[0]), 0.4, order=padded_order(300, 64))
     tensors = inputs(plan, batch=2, heads=heads[0], kv_heads=heads[1])
     whole = attend(*tensors, plan, impl="torch", return_lse=True)
-    monkeypatch.setattr("diffattn.kernels.backends.torch.slabs.SLAB_BYTES", 1)
     for _ in range(2):
-        parts = attend(*tensors, plan, impl="torch", return_lse=True)
+        parts = attend_by_head_groups(partial(attend_rows, forward), *tensors, plan, 32**-0.5, group_bytes=1)
         assert all(torch.equal(one, two) for one, two in zip(parts, whole, strict=True))
 
 

@@ -73,5 +73,5 @@ def test_rows_of_token_routing_take_a_bit_for_each_group():
     groups = plan.q_rows.bits.shape[2]
     assert plan.q_rows.nbytes <= 3 * groups * (grid.tokens / 8 + 1) < plan.query_rows.nbytes
     wide = replace(lists, indices=lists.indices.long())
-    wider = replace(plan, q_rows=plan.query_rows.long(), order=plan.order.long(), lists=(wide,), _cache={})
+    wider = replace(plan, q_rows=plan.query_rows.long(), order=plan.order.long(), lists=(wide,))
     assert torch.equal(*(attend(query, key, key, each, impl="torch") for each in (plan, wider)))

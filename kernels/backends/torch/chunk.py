@@ -28,24 +28,25 @@ def softmax_of_chunk(
     scratch: Scratch,
 ) -> tuple[Tensor, Tensor]:
     """Out and lse of the query tiles of a chunk, in the shapes of `form`; keys and values as granules of every run."""
-    parts = [chunk] if form.scored else _in_parts(chunk, keys[0])  # scores are cut by the form, by their size
+    parts = [chunk] if form.scored else _in_parts(chunk, keys[0])  # a form cuts scores by their size
     found = [_softmax_of_part(query, keys, values, part, work, plan, scale, form, scratch) for part in parts]
     return found[0] if len(found) == 1 else _merged(found)
 
 
 def _in_parts(chunk: Chunk, keys: Tensor) -> list[Chunk]:
     """A long list of one query tile, cut into lists whose keys and values stay in the cache while they are used."""
-    if len(chunk.visited) > 1 or len(chunk.rows) > 1:
+    if len(chunk.visited) > 1 or len(chunk.tiles) > 1:
         return [chunk]
     visited, granule_bytes = chunk.visited[0], 2 * keys[0].numel() * keys.element_size()
     count = math.ceil(len(visited) * granule_bytes / PART_BYTES)
     if count <= 1:
         return [chunk]
-    each = math.ceil(len(visited) / count)
-    tested = (None,) * count if chunk.tested is None else chunk.tested.split(each, 1)
-    hollow = chunk.hollow or chunk.weighted  # a part may be without any key where the whole list is not
-    parts = zip(visited.split(each), tested)
-    return [replace(chunk, visited=[some], tested=cells, hollow=hollow) for some, cells in parts]
+    size = math.ceil(len(visited) / count)
+    partial = (None,) * count if chunk.partial is None else chunk.partial.split(size, 1)
+    # a part may be without any key where the whole list is not
+    may_lack_keys = chunk.may_lack_keys or chunk.weighted or chunk.partial is not None
+    parts = zip(visited.split(size), partial)
+    return [replace(chunk, visited=[some], partial=cells, may_lack_keys=may_lack_keys) for some, cells in parts]
 
 
 def _merged(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -61,7 +62,7 @@ def _softmax_of_part(query, keys, values, chunk: Chunk, work, plan, scale, form,
     k, v = (gather(part, chunk, form.lead, scratch, name) for name, part in (("k", keys), ("v", values)))
     mask = mask_of_chunk(plan, work, chunk, form.lead, scratch)
     out, lse = form.attention(query, k, v, mask, scale, scratch)
-    if chunk.hollow and mask is not None:  # rows without any key give 0 and -inf
+    if chunk.may_lack_keys and mask is not None:  # rows without any key give 0 and -inf
         empty = (mask == -torch.inf).all(-1)
         out.masked_fill_(empty[..., None], 0)
         lse.masked_fill_(empty, -torch.inf)
@@ -72,26 +73,32 @@ def gather(sources: list[Tensor], chunk: Chunk, between: tuple[int, ...], scratc
     """Granules `(N, G, ...)` of every run that the `n` tiles of a chunk visit: `(n, *between, L, ...)`."""
     if len(sources) == 1:  # into memory that is there
         (source,), (index,) = sources, chunk.visited
-        count, (granule, *rest), tiles = index.numel(), source.shape[1:], chunk.rows.numel()
+        count, (granule, *rest), tiles = index.numel(), source.shape[1:], len(chunk.tiles)
         torch.index_select(source, 0, index, out=scratch(name, source.dtype, count, granule, *rest))
         return scratch(name, source.dtype, tiles, *between, count * granule // tiles, *rest)
     parts = [source.index_select(0, index) for source, index in zip(sources, chunk.visited)]
-    return torch.cat([part.view(len(chunk.rows), *between, -1, *part.shape[2:]) for part in parts], 1 + len(between))
+    return torch.cat([part.view(len(chunk.tiles), *between, -1, *part.shape[2:]) for part in parts], 1 + len(between))
 
 
 def mask_of_chunk(plan: Plan, work: Worklist, chunk: Chunk, lead: tuple[int, ...], scratch: Scratch) -> Tensor | None:
     """What is added to the scores of a chunk, `(n, *lead, 1, L)` or `(n, *lead, BQ, L)`; None for nothing."""
     mask = gather(work.bias, chunk, (*lead, 1), scratch, "bias") if chunk.weighted else None
-    if chunk.tested is None:
+    if chunk.partial is None:
         return mask
     (run,), (visited,) = work.runs, chunk.visited
+    tile, entry = chunk.partial.nonzero(as_tuple=True)
     lane = torch.arange(run.granule, device=visited.device)
-    keys = (visited % (run.rows // run.granule) * run.granule)[:, None] + lane
-    keys = keys.clamp_(max=plan.order.shape[-1] - 1).view(len(chunk.rows), -1)
-    rows = chunk.rows % (plan.query_shape[-1] // plan.block_q) * plan.block_q
-    rows = rows[:, None] + torch.arange(plan.block_q, device=rows.device)
-    seen = plan.boxes.inside(rows, keys) | ~chunk.tested.repeat_interleave(run.granule, 1)[:, None]
-    dtype = work.dtype if mask is None else mask.dtype
-    cut = torch.zeros((), dtype=dtype, device=rows.device).where(seen, -torch.inf)
-    cut = cut.view(len(cut), *lead, *cut.shape[1:])
-    return cut if mask is None else mask + cut
+    granule = visited.view(chunk.partial.shape)[tile, entry] % (run.rows // run.granule)
+    keys = (granule[:, None] * run.granule + lane).clamp_(max=plan.order.shape[-1] - 1)
+    first = chunk.tiles[tile] % (plan.query_shape[-1] // plan.block_q) * plan.block_q
+    rows = first[:, None] + torch.arange(plan.block_q, device=first.device)
+    shape = (len(chunk.tiles), plan.block_q, chunk.partial.shape[1] * run.granule)
+    if mask is None:
+        mask = torch.zeros(shape, dtype=work.dtype, device=rows.device)
+    else:
+        mask = mask.view(shape[0], 1, shape[2]).expand(shape).contiguous()
+    outside = ~plan.boxes.inside(rows, keys)
+    mask.view(*shape[:2], -1, run.granule)[tile, :, entry] += mask.new_zeros(outside.shape).masked_fill_(
+        outside, -torch.inf
+    )
+    return mask.view(shape[0], *lead, *shape[1:])

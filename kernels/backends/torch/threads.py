@@ -10,14 +10,14 @@ from threading import Barrier, current_thread
 
 import torch
 
-MOST = 8  # threads that take turns in the interpreter without waiting for it
+MAX_WORKERS = 8  # threads that take turns in the interpreter without waiting for it
 NAME = "diffattn"
 
 
 def share_of_threads(device: torch.device) -> tuple[int, int]:
     """Workers for `in_threads` on `device`, one for who is a worker, and the threads of torch for each of them."""
     threads = torch.get_num_threads() if device.type == "cpu" else 1
-    workers = 1 if current_thread().name.startswith(NAME) else min(threads, MOST)
+    workers = 1 if current_thread().name.startswith(NAME) else min(threads, MAX_WORKERS)
     return workers, threads // workers
 
 

@@ -16,7 +16,7 @@ from .softmax import LOG2_E, scaled_scores, softmax_form
 from .threads import in_threads, share_of_threads
 from .worklist import Chunk, worklist
 
-WORTH = 16  # chunks for each worker, at least: threads of the operations before still keep the cores busy
+CHUNKS_PER_WORKER = 16  # at least: threads of the operations before still keep the cores busy
 
 
 def forward(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
@@ -50,12 +50,12 @@ class _TileAttention(torch.autograd.Function):
         def run(_: int) -> None:
             scratch = Scratch(query.device)
             for chunk in chunks:
-                q = tiles.index_select(0, chunk.rows)  # a few times faster than tiles[chunk.rows]
+                q = tiles.index_select(0, chunk.tiles)  # a few times faster than tiles[chunk.tiles]
                 found = softmax_of_chunk(q, keys, values, chunk, work, plan, scale, form, scratch)
-                out_tiles.index_copy_(0, chunk.rows, found[0])
-                lse_tiles.index_copy_(0, chunk.rows, found[1])
+                out_tiles.index_copy_(0, chunk.tiles, found[0])
+                lse_tiles.index_copy_(0, chunk.tiles, found[1])
 
-        in_threads(run, workers, each, len(work.chunks) >= WORTH * workers)
+        in_threads(run, workers, each, len(work.chunks) >= CHUNKS_PER_WORKER * workers)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.plan, ctx.scale = plan, scale
         return out, lse
@@ -65,7 +65,7 @@ class _TileAttention(torch.autograd.Function):
     def backward(ctx, grad_out, grad_lse):
         query, key, value, out, lse = ctx.saved_tensors
         plan, scale, wide = ctx.plan, ctx.scale, lse.dtype
-        # a part of the KV heads for each worker, so that nobody else adds to their gradients
+        # a share of the KV heads for each worker, so that nobody else adds to their gradients
         workers = min(share_of_threads(query.device)[0], key.shape[0] * key.shape[1])
         each = max(1, torch.get_num_threads() // workers)
         work = worklist(plan, query.shape[:3], key, True, each, workers)
@@ -76,16 +76,16 @@ class _TileAttention(torch.autograd.Function):
         grad_tiles = torch.zeros_like(tiles)
         grad_keys, grad_values = ([torch.zeros_like(part, dtype=wide) for part in parts] for parts in (keys, values))
 
-        def run(part: int) -> None:
+        def run(share: int) -> None:
             scratch = Scratch(query.device)
             for chunk in work.chunks:
-                if chunk.part == part:
+                if chunk.share == share:
                     add(chunk, scratch)
 
         def add(chunk: Chunk, scratch: Scratch) -> None:
             # dS = P * (dP - (rowsum(dO * O) - dLSE)), both products of which are in float32 at least
-            rows = chunk.rows
-            q, o, do, total, dlse = (part.index_select(0, rows) for part in (tiles, out, grad_out, lse, grad_lse))
+            of_rows = (tiles, out, grad_out, lse, grad_lse)
+            q, o, do, total, dlse = (part.index_select(0, chunk.tiles) for part in of_rows)
             k, v = (gather(part, chunk, (), scratch, name) for name, part in (("k", keys), ("v", values)))
             empty = total == -torch.inf
             delta = ((do * o).sum(-1, dtype=wide) - dlse).masked_fill_(empty, 0)[..., None]
@@ -94,11 +94,11 @@ class _TileAttention(torch.autograd.Function):
             mask = mask_of_chunk(plan, work, chunk, (), scratch)
             probs = (probs if mask is None else probs.add_(mask, alpha=LOG2_E)).exp2_()
             scores = scaled_scores(do.to(wide), v.to(wide), -delta, 1.0).mul_(probs).to(k.dtype)
-            grad_tiles.index_copy_(0, rows, torch.bmm(scores, k).mul_(scale))
+            grad_tiles.index_copy_(0, chunk.tiles, torch.bmm(scores, k).mul_(scale))
             _scatter_add(grad_keys, chunk, torch.bmm(scores.mT, q * scale))
             _scatter_add(grad_values, chunk, torch.bmm(probs.to(k.dtype).mT, do))
 
-        in_threads(run, workers, each, len(work.chunks) >= WORTH * workers)
+        in_threads(run, workers, each, len(work.chunks) >= CHUNKS_PER_WORKER * workers)
         grads = (torch.cat([part.view(*key.shape[:2], -1, key.shape[-1]) for part in parts], 2).to(key.dtype)
                  for parts in (grad_keys, grad_values))  # fmt: skip
         return grad_tiles.view_as(query), *grads, None, None

@@ -79,10 +79,12 @@ def query_constants(
 
 def launch_order(plan: Plan) -> Tensor:
     """Query tiles `(B|1, H|1, NQ)` int32, those that visit most keys first: a long list started last is waited for."""
-    if "triton_order" not in plan._cache:
+
+    def make() -> Tensor:
         visited = sum(lists.counts * lists.tile for lists in plan.lists)
-        plan._cache["triton_order"] = visited.argsort(dim=-1, descending=True, stable=True).to(torch.int32)
-    return plan._cache["triton_order"]
+        return visited.argsort(dim=-1, descending=True, stable=True).to(torch.int32)
+
+    return plan.memo("launch order", make)
 
 
 def weighted_levels(plan: Plan) -> tuple[bool, ...]:

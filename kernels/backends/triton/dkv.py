@@ -151,9 +151,9 @@ def tiles_in_block(tile: int, launch: Launch) -> int:
 
 def _block_order(plan: Plan, lists: TileList, counts: Tensor, group: int) -> Tensor:
     """Groups of KV tiles `(B|1, Hkv|1, NG)` int32, those with most visits first."""
-    at = ("triton_blocks", plan.lists.index(lists), counts.shape[-1], group)
-    if at not in plan._cache:
-        if counts.shape[1] > 1:
-            counts = counts.unflatten(1, (-1, group)).sum(2)
-        plan._cache[at] = counts.argsort(dim=-1, descending=True, stable=True).to(torch.int32)
-    return plan._cache[at]
+
+    def make() -> Tensor:
+        visits = counts.unflatten(1, (-1, group)).sum(2) if counts.shape[1] > 1 else counts
+        return visits.argsort(dim=-1, descending=True, stable=True).to(torch.int32)
+
+    return plan.memo(("block order", plan.lists.index(lists), counts.shape[-1], group), make)

@@ -10,7 +10,7 @@ from .plan import Plan
 from .routed import RoutedRows
 
 
-def part_of(plan: Plan, batch: slice, heads: slice) -> Plan:
+def plan_of_heads(plan: Plan, batch: slice, heads: slice) -> Plan:
     """The plan of some batch entries and heads, kept for the next call; itself where it is the same for all."""
 
     def cut(tensor: Tensor | RoutedRows | None) -> Tensor | RoutedRows | None:
@@ -21,13 +21,13 @@ def part_of(plan: Plan, batch: slice, heads: slice) -> Plan:
             return tensor if tensor is None or len(tensor) == 1 else tensor[batch]
         return tensor[batch if tensor.shape[0] > 1 else shared, heads if tensor.shape[1] > 1 else shared]
 
-    at = ("part", batch.start, batch.stop, heads.start, heads.stop)
-    if plan.shared:
-        return plan
-    if at not in plan._cache:
+    def make() -> Plan:
         parts = {name: cut(getattr(plan, name)) for name in ("order", "q_rows", "key_mask")}
         names = ("counts", "indices", "partial")
         levels = tuple(replace(level, **{name: cut(getattr(level, name)) for name in names}) for level in plan.lists)
         post = plan.post and replace(plan.post, scale=cut(plan.post.scale), weights=cut(plan.post.weights))
-        plan._cache[at] = replace(plan, **parts, lists=levels, post=post, _cache={})
-    return plan._cache[at]
+        return replace(plan, **parts, lists=levels, post=post)
+
+    if plan.shared:
+        return plan
+    return plan.memo(("part", batch.start, batch.stop, heads.start, heads.stop), make)
