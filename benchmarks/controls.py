@@ -51,7 +51,7 @@ class TopTokens(AttentionConfig):
     method: ClassVar[str] = "top-k tokens"
     dynamic: ClassVar[bool] = True
 
-    def plan(self, grid: TokenGrid, query: Tensor, key: Tensor, *, layer: int = 0, device: str = "cpu") -> Plan:
+    def _plan(self, grid: TokenGrid, query: Tensor, key: Tensor, **_) -> Plan:
         q, k = (x.transpose(1, 2) for x in (query, key))
         scores = q @ match_heads(k, q.shape[1]).mT
         best = scores.topk(_count(self.density, grid.tokens), -1).indices
@@ -81,7 +81,7 @@ class TopBlocks(AttentionConfig):
     method: ClassVar[str] = "top-k blocks"
     dynamic: ClassVar[bool] = True
 
-    def plan(self, grid: TokenGrid, query: Tensor, key: Tensor, *, layer: int = 0, device: str = "cpu") -> Plan:
+    def _plan(self, grid: TokenGrid, query: Tensor, key: Tensor, layer: int, **_) -> Plan:
         block = block_size(grid, 32)
         order, rows = block_order(grid, "nested", block, query.device)
         scores = self.scores(query, key, order, block, layer)

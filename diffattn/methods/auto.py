@@ -58,20 +58,13 @@ class AutoConfig(AttentionConfig):
     dynamic: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.density is None:
             raise ValueError("density must be above 0 and at most 1, got None")
         check_density(self.density)
         check_size("block", self.block, SIZES)
 
-    def plan(
-        self,
-        grid: TokenGrid,
-        query: Tensor | None = None,
-        key: Tensor | None = None,
-        *,
-        layer: int = 0,
-        device: torch.device | str = "cpu",
-    ) -> Plan:
+    def _plan(self, grid: TokenGrid, query: Tensor, key: Tensor, **_) -> Plan:
         block = self.block or block_size(grid, 48)
         levels = LEVELS[block]
         order, video = block_order(grid, "nested", block, query.device)

@@ -8,19 +8,33 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..attention_config import AttentionConfig, check_density, register
+from ..attention_config import AttentionConfig, Default, check_density, register
 from ..grid import TokenGrid
 from ..kernels.plan.plan import Plan
 from ..kernels.plan.tile_list import TileList
 from ..schedule import Schedule
-from ._check import check_choice, check_integer, check_levels, check_shares, check_size, paper_settings
+from ._check import check_choice, check_integer, check_levels, check_shares, check_size
 from ._order import ORDERS, SIZES, block_order, block_size
-from ._pyramid_paper import COMMON, PAPER_SETTINGS
 from ._scores import block_mass, match_heads, sampled_mass
 from ._select import assign_levels, extend_text, similarity_cap, threshold_ends, video_density
 
-DEFAULT_DENSITY = 0.2
 MIX = (2 / 7, 1 / 7, 0.0, 4 / 7)  # shares of the blocks at levels 1, 2, 4, 8 in the published quantile presets
+
+# arXiv 2512.04025, from the released configuration file; no layer is dense
+COMMON = {"block_q": 128, "block_k": 128, "order": "hilbert"}
+PUBLISHED = {
+    name: ({**COMMON, **options}, Schedule(dense_start=dense_start, dense_layers=0))
+    for name, dense_start, options in (
+        ("wan2.1-14b", 15 / 50, {"thresholds": (0.4, 0.5, 0.6, 0.8)}),
+        ("wan2.1-1.3b", 15 / 50, {"thresholds": (0.5, 0.6, 0.7, 0.8), "similarity": (0.70, 0.65, 0.60)}),
+        ("wan2.1-1.3b-topk", 15 / 50, {"quantiles": (0.05, 0.10, 0.15, 0.25), "block_k": 32}),
+        ("wan2.2-a14b", 12 / 40, {"thresholds": (0.5, 0.6, 0.6, 0.8), "block_k": 32}),
+        ("wan2.2-5b", 15 / 50, {"thresholds": (0.6, 0.7, 0.7, 0.8), "block_k": 32}),
+        ("cogvideox1.5-5b", 15 / 50, {"quantiles": (0.10, 0.15, 0.15, 0.35), "block_k": 32}),
+        ("cogvideox-5b", 15 / 50, {"quantiles": (0.10, 0.15, 0.15, 0.35), "order": "raster"}),
+        ("cogvideox-5b-4step", 0, {"quantiles": (0.05, 0.15, 0.25, 0.50), "order": "raster"}),
+    )
+}
 
 
 @register
@@ -58,7 +72,7 @@ class PyramidConfig(AttentionConfig):
     (0.25, [1, 2, 4, 8])
     """
 
-    density: float | None = None
+    density: float | None = Default(0.2)
     thresholds: tuple[float, ...] | None = None
     quantiles: tuple[float, ...] | None = None
     levels: tuple[int, ...] = (1, 2, 4, 8)
@@ -72,15 +86,12 @@ class PyramidConfig(AttentionConfig):
 
     method: ClassVar[str] = "pyramid"
     dynamic: ClassVar[bool] = True
+    published: ClassVar[dict] = PUBLISHED
 
     def __post_init__(self) -> None:
-        for name in ("thresholds", "quantiles", "levels", "similarity"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        super().__post_init__()
+        self._choose_one("density", "thresholds", "quantiles")
         check_density(self.density)
-        given = [name for name in ("density", "thresholds", "quantiles") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"give one of density, thresholds and quantiles, not {' and '.join(given)}")
         check_levels("levels", self.levels)
         for name in ("thresholds", "quantiles"):
             check_shares(name, getattr(self, name), len(self.levels), "levels")
@@ -92,28 +103,7 @@ class PyramidConfig(AttentionConfig):
         check_integer("seed", self.seed, least=0)
         check_shares("floor", (self.floor,), 1)
 
-    @classmethod
-    def from_paper(cls, name: str) -> PyramidConfig:
-        """The published settings of a model: `"wan2.1-14b"`, `"wan2.2-a14b"`, `"cogvideox-5b"`, ...
-
-        The dense steps that go with them are [`PyramidConfig.paper_schedule`].
-        """
-        return cls(**{**COMMON, **paper_settings(PAPER_SETTINGS, name, cls.method)["config"]})
-
-    @classmethod
-    def paper_schedule(cls, name: str) -> Schedule:
-        """The dense steps published with [`PyramidConfig.from_paper`]; no layer is dense."""
-        return Schedule(dense_layers=0, **paper_settings(PAPER_SETTINGS, name, cls.method)["schedule"])
-
-    def plan(
-        self,
-        grid: TokenGrid,
-        query: Tensor | None = None,
-        key: Tensor | None = None,
-        *,
-        layer: int = 0,
-        device: torch.device | str = "cpu",
-    ) -> Plan:
+    def _plan(self, grid: TokenGrid, query: Tensor, key: Tensor, **_) -> Plan:
         size = max(block_size(grid, 32), self.levels[-1])
         block_q, block_k = self.block_q or size, self.block_k or size
         order, video = block_order(grid, self.order, max(block_q, block_k), query.device)
@@ -142,8 +132,7 @@ class PyramidConfig(AttentionConfig):
         blocks = scores.shape[-1]
         if self.quantiles is not None:
             return [min(blocks, int(blocks * end + 1e-9)) for end in self.quantiles]
-        density = DEFAULT_DENSITY if self.density is None else self.density
-        return level_ends(video_density(density, grid), blocks, self.levels)
+        return level_ends(video_density(self.density, grid), blocks, self.levels)
 
 
 def level_ends(density: float, blocks: int, levels: tuple[int, ...]) -> list[int]:

@@ -11,19 +11,34 @@ import torch
 from diffusers.utils import logging
 from torch import Tensor
 
-from ..attention_config import AttentionConfig, check_density, register
+from ..attention_config import AttentionConfig, Default, check_density, register
 from ..grid import TokenGrid
 from ..kernels.plan.plan import Plan
 from ..kernels.plan.tile_list import TileList
 from ..schedule import Schedule
 from ._check import is_number
 from ._radial_official import official_tile_mask
-from ._radial_paper import PAPER_SETTINGS
 
 logger = logging.get_logger(__name__)
 
-DEFAULT_DECAY = 0.2
 TILE_SIZES = (128, 64, 32, 16)
+
+# arXiv 2506.19852, Section 5, and the released scripts
+PUBLISHED = {
+    name: (
+        {"decay": decay, "block_size": block_size, "model": "wan" if name.startswith("wan") else "hunyuan"},
+        Schedule(dense_start=dense_start, dense_layers=dense_layers),
+    )
+    for name, decay, block_size, dense_start, dense_layers in (
+        ("wan2.1-14b", 0.2, 128, 12 / 50, 1),
+        ("wan2.1-14b-2x", 1.0, 128, 2 / 50, 2),
+        ("wan2.1-14b-4step", 0.2, 128, 1, 1),
+        ("wan2.2-a14b", 0.8, 64, 11 / 40, 1),
+        ("hunyuan", 0.95, 128, 12 / 50, 0),
+        ("hunyuan-2x", 1.0, 128, 2 / 50, 2),
+        ("hunyuan-4x", 1.0, 128, 2 / 50, 2),
+    )
+}
 
 
 @register
@@ -56,17 +71,18 @@ class RadialConfig(AttentionConfig):
     """
 
     density: float | None = None
-    decay: float | None = None
+    decay: float | None = Default(0.2)
     block_size: int | None = None
     variant: str = "aligned"
     model: str = "wan"
 
     method: ClassVar[str] = "radial"
+    published: ClassVar[dict] = PUBLISHED
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self._choose_one("density", "decay")
         check_density(self.density)
-        if self.density is not None and self.decay is not None:
-            raise ValueError(f"give density ({self.density}) or decay ({self.decay}), not both: density sets decay")
         if self.decay is not None and not (is_number(self.decay) and self.decay >= 0):
             raise ValueError(f"decay must be at least 0, got {self.decay!r}")
         if self.block_size not in (None, *TILE_SIZES):
@@ -77,38 +93,16 @@ class RadialConfig(AttentionConfig):
         if self.variant == "official" and self.density is not None:
             raise ValueError("variant 'official' is steered by decay, not by density")
 
-    @classmethod
-    def from_paper(cls, name: str) -> RadialConfig:
-        """The published settings of a model: `"wan2.1-14b"`, `"wan2.2-a14b"`, `"hunyuan"`, ... (released scripts).
-
-        The steps and layers that go with them are [`RadialConfig.paper_schedule`].
-        """
-        return cls(**_paper(name)["config"])
-
-    @staticmethod
-    def paper_schedule(name: str) -> Schedule:
-        """The dense steps and layers published with [`RadialConfig.from_paper`]."""
-        return Schedule(**_paper(name)["schedule"])
-
-    def plan(
-        self,
-        grid: TokenGrid,
-        query: Tensor | None = None,
-        key: Tensor | None = None,
-        *,
-        layer: int = 0,
-        device: torch.device | str = "cpu",
-    ) -> Plan:
+    def _plan(self, grid: TokenGrid, **_) -> Plan:
         block = self.block_size or self._tile_size(grid)
         if self.variant == "official":
-            decay = DEFAULT_DECAY if self.decay is None else self.decay
-            mask = official_tile_mask(grid, block, decay, self.model)
+            mask = official_tile_mask(grid, block, self.decay, self.model)
             order = _pad(torch.arange(grid.tokens), block)
         else:
             mask = self._aligned_mask(grid, block)
             order = aligned_order(grid, block)
         lists = TileList.from_mask(mask[None, None], block)
-        return Plan(grid.tokens, order[None, None], (lists,), block).to(device)
+        return Plan(grid.tokens, order[None, None], (lists,), block)
 
     def _tile_size(self, grid: TokenGrid) -> int:
         sizes = [size for size in TILE_SIZES if grid.frame_tokens >= 8 * size] or [TILE_SIZES[-1]]
@@ -120,8 +114,7 @@ class RadialConfig(AttentionConfig):
 
     def _aligned_mask(self, grid: TokenGrid, block: int) -> Tensor:
         if self.density is None:
-            decay = DEFAULT_DECAY if self.decay is None else self.decay
-            return aligned_tile_mask(grid, block, self.model, decay)
+            return aligned_tile_mask(grid, block, self.model, self.decay)
         return _mask_of_density(grid, block, self.model, self.density)
 
 
@@ -192,9 +185,3 @@ def _share(mask: Tensor, grid: TokenGrid, block: int) -> float:
 
 def _pad(rows: Tensor, block: int) -> Tensor:
     return torch.nn.functional.pad(rows, (0, -rows.shape[-1] % block), value=-1)
-
-
-def _paper(name: str) -> dict:
-    if name not in PAPER_SETTINGS:
-        raise ValueError(f"no published radial settings for {name!r}, there are: {', '.join(PAPER_SETTINGS)}")
-    return PAPER_SETTINGS[name]

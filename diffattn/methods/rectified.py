@@ -10,19 +10,34 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..attention_config import AttentionConfig, check_density, register
+from ..attention_config import AttentionConfig, Default, check_density, register
 from ..grid import TokenGrid
 from ..kernels.plan.affine import Affine
 from ..kernels.plan.plan import Plan
 from ..kernels.plan.tile_list import TileList
 from ..schedule import Schedule
-from ._check import check_choice, check_shares, check_size, paper_settings
+from ._check import check_choice, check_shares, check_size
 from ._order import ORDERS, SIZES, block_order, block_size, coordinates
-from ._rectified_paper import COMMON, PAPER_SETTINGS
 from ._scores import block_shares, counts_of, match_heads, spread
 from ._select import TOLERANCE, extend_text, ranks, top, video_density
 
-DEFAULT_DENSITY = 0.2
+# arXiv 2511.19835, from the released scripts
+PUBLISHED = {
+    name: (
+        {"block": 128, "order": "hilbert", "mass": 0.3, "keep": keep},
+        Schedule(dense_start=dense_start, dense_layers=dense_layers),
+    )
+    for name, keep, dense_start, dense_layers in (
+        ("hunyuan", 0.20, 0, 0),
+        ("wan2.1-14b", 0.25, 5 / 50, 2),
+        ("wan2.1-14b-i2v", 0.25, 0, 2),
+        ("wan2.2-a14b", 0.15, 3 / 40, 2),
+        ("wan2.2-5b", 0.25, 5 / 50, 2),
+        ("cogvideox1.5-5b", 0.15, 5 / 50, 0),
+        ("cogvideox1.5-5b-i2v", 0.25, 5 / 50, 0),
+        ("flux-4096", 0.10, 0, 0),
+    )
+}
 
 
 @register
@@ -63,7 +78,7 @@ class RectifiedConfig(AttentionConfig):
     (0.25, (1, 2, 36))
     """
 
-    density: float | None = None
+    density: float | None = Default(0.2)
     keep: float | None = None
     mass: float = 0.0
     estimate: str | None = None
@@ -74,11 +89,12 @@ class RectifiedConfig(AttentionConfig):
 
     method: ClassVar[str] = "rectified"
     dynamic: ClassVar[bool] = True
+    published: ClassVar[dict] = PUBLISHED
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self._choose_one("density", "keep")
         check_density(self.density)
-        if self.density is not None and self.keep is not None:
-            raise ValueError(f"give density ({self.density}) or keep ({self.keep}), not both")
         check_shares("keep", None if self.keep is None else (self.keep,), 1)
         check_shares("mass", (self.mass,), 1)
         if self.mass and self.keep is None:
@@ -90,25 +106,7 @@ class RectifiedConfig(AttentionConfig):
         check_size("block", self.block, SIZES)
         check_choice("order", self.order, ORDERS)
 
-    @classmethod
-    def from_paper(cls, name: str) -> RectifiedConfig:
-        """The published settings of a model: `"hunyuan"`, `"wan2.1-14b"`, `"wan2.2-a14b"`, ..."""
-        return cls(**{**COMMON, **paper_settings(PAPER_SETTINGS, name, cls.method)["config"]})
-
-    @classmethod
-    def paper_schedule(cls, name: str) -> Schedule:
-        """The dense steps and layers published with [`RectifiedConfig.from_paper`]."""
-        return Schedule(**paper_settings(PAPER_SETTINGS, name, cls.method)["schedule"])
-
-    def plan(
-        self,
-        grid: TokenGrid,
-        query: Tensor | None = None,
-        key: Tensor | None = None,
-        *,
-        layer: int = 0,
-        device: torch.device | str = "cpu",
-    ) -> Plan:
+    def _plan(self, grid: TokenGrid, query: Tensor, key: Tensor, **_) -> Plan:
         block = self.block or block_size(grid, 32)
         order, video = block_order(grid, self.order, block, query.device)
         tiles, all_tiles = video // block, len(order) // block
@@ -125,7 +123,7 @@ class RectifiedConfig(AttentionConfig):
         self, query: Tensor, key: Tensor, order: Tensor, block: int, words: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """P of blocks `(B, H, N, N)` and of text `(B, H, N)`, and what of P a dropped block would have in C."""
-        if self._published("estimate", "block"):
+        if self._as_published("estimate", "block"):
             (q, dq), (k, dk) = (spread(tokens, order, block) for tokens in (query, key))
             shares, text = pooled_shares(q, k, counts_of(order, block), words)
             return shares, text, shares.where(good_blocks(q, k, dq, dk), 0) if self.gapr else shares
@@ -133,7 +131,7 @@ class RectifiedConfig(AttentionConfig):
         gain = (shares - error).clamp_(min=0) if self.gapr else shares
         return shares[..., :-1], shares[..., -1], gain[..., :-1]
 
-    def _published(self, name: str, value: str | bool) -> bool:
+    def _as_published(self, name: str, value: str | bool) -> bool:
         """Whether an option has the published value, as it has by default with the published `keep`."""
         given = getattr(self, name)
         return self.keep is not None if given is None else given == value
@@ -142,11 +140,10 @@ class RectifiedConfig(AttentionConfig):
         """`(B, H, N, N)` bool."""
         blocks = shares.shape[-1]
         near = (
-            neighbor_blocks(grid, self.order, block).to(shares.device) if self._published("neighbors", True) else None
+            neighbor_blocks(grid, self.order, block).to(shares.device) if self._as_published("neighbors", True) else None
         )
         if self.keep is None:
-            density = DEFAULT_DENSITY if self.density is None else self.density
-            count = max(1, round(video_density(density, grid) * blocks))
+            count = max(1, round(video_density(self.density, grid) * blocks))
             return top(shares if near is None else shares + 2 * near, count)
         every = torch.cat((shares, text[..., None]), -1) if grid.text else shares  # text competes as one more block
         mass = every.sort(dim=-1, descending=True, stable=True).values.cumsum(-1)

@@ -8,21 +8,30 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..attention_config import AttentionConfig, check_density, register
+from ..attention_config import AttentionConfig, Default, check_density, register
 from ..grid import TokenGrid
 from ..kernels.plan.plan import Plan
 from ..kernels.plan.routed import RoutedRows
 from ..kernels.plan.tile_list import TileList
 from ..schedule import Schedule
-from ._check import check_choice, check_integer, check_shares, check_size, check_triple, paper_settings
+from ._check import check_choice, check_integer, check_shares, check_size, check_triple
 from ._order import SIZES, pack, with_text
 from ._partition import PARTITIONS, chunk_of_token, chunk_shape
 from ._routing import gate, route_threshold, route_top
 from ._scores import pooled
 from ._select import video_density
-from ._vmoba_paper import PAPER_SETTINGS
 
-DEFAULT_DENSITY = 0.2
+# arXiv 2506.23858, Table 4 and Appendix A, for Wan2.1-1.3B; no layer is dense
+TRAINED = {"threshold": 0.25, "scope": "head"}
+PUBLISHED = {
+    name: ({"raw_scores": True, **options}, Schedule(dense_start=0.25, dense_layers=0))
+    for name, options in {
+        "wan2.1-480p": {"top_k": (2, 6, 18), "frames": 3, "area": (5, 13), "box": (7, 5, 13)},
+        "wan2.1-720p": {"top_k": (2, 10, 9), "frames": 3, "area": (9, 10), "box": (7, 15, 20)},
+        "train-576p": {**TRAINED, "frames": 3, "area": (6, 8), "box": (8, 12, 8)},
+        "train-480p": {**TRAINED, "frames": 3, "area": (5, 13), "box": (12, 10, 13)},
+    }.items()
+}
 
 
 @register
@@ -60,7 +69,7 @@ class VMoBAConfig(AttentionConfig):
     0.25
     """
 
-    density: float | None = None
+    density: float | None = Default(0.2)
     top_k: tuple[int, ...] | None = None
     threshold: float | None = None
     scope: str = "query"
@@ -74,15 +83,12 @@ class VMoBAConfig(AttentionConfig):
 
     method: ClassVar[str] = "vmoba"
     dynamic: ClassVar[bool] = True
+    published: ClassVar[dict] = PUBLISHED
 
     def __post_init__(self) -> None:
-        for name in ("top_k", "partitions", "area", "box"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        super().__post_init__()
+        self._choose_one("density", "top_k", "threshold")
         check_density(self.density)
-        given = [name for name in ("density", "top_k", "threshold") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"give one of density, top_k and threshold, not {' and '.join(given)}")
         if not isinstance(self.partitions, tuple) or not self.partitions:
             raise ValueError(f"partitions must be a tuple of {', '.join(PARTITIONS)}, got {self.partitions!r}")
         for partition in self.partitions:
@@ -98,25 +104,7 @@ class VMoBAConfig(AttentionConfig):
         check_choice("raw_scores", self.raw_scores, (True, False))
         check_size("block", self.block, SIZES)
 
-    @classmethod
-    def from_paper(cls, name: str) -> VMoBAConfig:
-        """The published settings: `"wan2.1-480p"`, `"wan2.1-720p"`, `"train-576p"`, ... (Table 4)."""
-        return cls(**paper_settings(PAPER_SETTINGS, name, cls.method)["config"])
-
-    @classmethod
-    def paper_schedule(cls, name: str) -> Schedule:
-        """The dense steps published with [`VMoBAConfig.from_paper`]."""
-        return Schedule(dense_layers=0, **paper_settings(PAPER_SETTINGS, name, cls.method)["schedule"])
-
-    def plan(
-        self,
-        grid: TokenGrid,
-        query: Tensor | None = None,
-        key: Tensor | None = None,
-        *,
-        layer: int = 0,
-        device: torch.device | str = "cpu",
-    ) -> Plan:
+    def _plan(self, grid: TokenGrid, query: Tensor, key: Tensor, layer: int, **_) -> Plan:
         chunk = chunk_of_token(grid, self._shape(grid, layer), query.device)
         block = self.block or next((size for size in SIZES if 2 * size <= int(chunk.bincount().max())), SIZES[-1])
         order = with_text(pack(chunk, torch.arange(len(chunk), device=chunk.device), block), grid, block)
@@ -135,9 +123,9 @@ class VMoBAConfig(AttentionConfig):
         return chunk_shape(grid, partition, self._density(grid))
 
     def _density(self, grid: TokenGrid) -> float | None:
-        if self.top_k is not None or self.threshold is not None:
+        if self.density is None:
             return None
-        return max(video_density(self.density or DEFAULT_DENSITY, grid), 1 / grid.video_tokens)
+        return max(video_density(self.density, grid), 1 / grid.video_tokens)
 
     def _route(self, grid: TokenGrid, scores: Tensor, own: Tensor, layer: int) -> Tensor:
         per_head = self.scope == "head"

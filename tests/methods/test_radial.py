@@ -146,7 +146,7 @@ def test_from_paper_gives_config_and_schedule():
     [
         ({"density": 0}, "density must be above 0"),
         ({"density": 1.5}, "density must be above 0 and at most 1, got 1.5"),
-        ({"density": 0.5, "decay": 0.5}, "not both"),
+        ({"density": 0.5, "decay": 0.5}, "one of density, decay: got density=0.5 and decay=0.5"),
         ({"decay": -1}, "decay must be at least 0"),
         ({"block_size": 100}, "block_size must be one of"),
         ({"variant": "exact"}, "variant must be one of aligned, official"),
