@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .grid import TokenGrid
-from .kernels.handles import number_of
+from .kernels.handles import handle_of
 from .kernels.plan.plan import Plan
 from .schedule import Schedule
 
@@ -39,7 +39,7 @@ class AttentionConfig:
 
     def __new__(cls, *args: Any, **kwargs: Any) -> AttentionConfig:
         self = super().__new__(cls)
-        object.__setattr__(self, "number", number_of(self))  # by which operators in compiled graphs find it
+        object.__setattr__(self, "handle", handle_of(self))  # by which operators in compiled graphs find it
         return self
 
     def __post_init__(self) -> None:
@@ -48,7 +48,7 @@ class AttentionConfig:
                 object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in vars(self).items() if name != "number"}
+        return {name: value for name, value in vars(self).items() if name != "handle"}
 
     def plan(
         self,

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from .attention_config import AttentionConfig
-from .compiled_functional import compiled_sparse_attention
 from .grid import TokenGrid
-from .kernels.attend import attend
+from .kernels.attend import attend, empty_outputs
+from .kernels.handles import object_of
+from .kernels.opaque import opaque_operator
 from .kernels.plan.plan import Plan
 from .methods import config as config_by_name
 
@@ -79,10 +80,26 @@ def sparse_attention(
     """
     if torch.compiler.is_compiling():
         at = [grid.frames, grid.height, grid.width, grid.text, int(grid.text_first)]
-        method = (config, None) if isinstance(config, str) else (None, config.number)
-        out, lse = compiled_sparse_attention(query, key, value, key_mask, at, *method, layer, scale, impl)
+        method = (config, None) if isinstance(config, str) else (None, config.handle)
+        out, lse = sparse_attention_operator(query, key, value, key_mask, at, *method, layer, scale, impl)
         return (out, lse) if return_lse else out
     plan = make_plan(config, grid, query, key, layer)
     if key_mask is not None:
         plan = plan.with_key_mask(key_mask)
     return attend(query, key, value, plan, scale=scale, impl=impl, return_lse=return_lse)
+
+
+@opaque_operator("diffattn::sparse_attention", lambda *inputs: empty_outputs(inputs[0], inputs[-1]))
+def sparse_attention_operator(
+    query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, grid: list[int], name: str | None,
+    config: Tensor | None, layer: int, scale: float | None, impl: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Out and lse of [`sparse_attention`], the plan made within.
+
+    `grid` is frames, height, width, text and text_first; the method is a name, or the handle of a configuration.
+    """
+    *sizes, text, text_first = grid
+    return sparse_attention(
+        query, key, value, grid=TokenGrid(*sizes, text=text, text_first=bool(text_first)),
+        config=name or object_of(config), key_mask=key_mask, layer=layer, scale=scale, impl=impl, return_lse=True,
+    )  # fmt: skip

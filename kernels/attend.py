@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Callable
 from functools import cache, partial
 
 import torch
-from diffusers.utils import logging
 from torch import Tensor
 
 from .backends.dense import dense_attention, why_dense
 from .backends.reference import reference_attention
 from .backends.rows import build_pyramid, gather_rows, scatter_rows, tile_means
 from .backends.torch.slabs import by_slabs
-from .operator import compiled_attend
+from .handles import object_of
+from .opaque import opaque_operator
 from .plan.plan import Plan
 from .validate import check_contents
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 IMPLS = ("auto", "torch", "triton", "reference")
 NO_PARTIAL = "cannot test keys against boxes in partial tiles"
@@ -59,7 +60,7 @@ def attend(
         NotImplementedError: the plan needs what the named `impl` cannot do.
     """
     if torch.compiler.is_compiling():
-        out, lse = compiled_attend(query, key, value, plan.number, scale, impl, check)
+        out, lse = attend_operator(query, key, value, plan.handle, scale, impl, check)
         return (out, lse) if return_lse else out
     _check(query, key, value, plan)
     if check:
@@ -77,6 +78,21 @@ def attend(
         run = partial(by_slabs, _torch) if impl == "torch" else _triton
         out, lse = run(query, key, value, plan, scale)
     return (out, lse) if return_lse else out
+
+
+def empty_outputs(query: Tensor, impl: str) -> tuple[Tensor, Tensor]:
+    """Out and lse of [`attend`] before there is anything in them."""
+    batch, tokens, heads, _ = query.shape
+    dtype = torch.float64 if impl == "reference" else torch.promote_types(query.dtype, torch.float32)
+    return query.new_empty(query.shape), query.new_empty((batch, heads, tokens), dtype=dtype)
+
+
+@opaque_operator("diffattn::attend", lambda *inputs: empty_outputs(inputs[0], inputs[5]))
+def attend_operator(
+    query: Tensor, key: Tensor, value: Tensor, plan: Tensor, scale: float | None, impl: str, check: bool
+) -> tuple[Tensor, Tensor]:
+    """Out and lse of [`attend`]; `plan` is `Plan.handle`."""
+    return attend(query, key, value, object_of(plan), scale=scale, impl=impl, return_lse=True, check=check)
 
 
 def _torch(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:

@@ -16,13 +16,14 @@ _numbers = itertools.count()
 _objects: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
 
-def number_of(thing: Any) -> Tensor:
-    """A 0-dim int64 tensor on the CPU by which `thing_of` finds the object again, as long as it lives."""
+def handle_of(object_: Any) -> Tensor:
+    """A 0-dim int64 tensor on the CPU by which `object_of` finds the object, as long as the object lives."""
     number = next(_numbers)
-    _objects[number] = thing
-    return torch.tensor(number)
+    _objects[number] = object_
+    with torch.inference_mode(False):  # backward graphs keep it, which they cannot do with inference tensors
+        return torch.tensor(number, device="cpu")
 
 
-def thing_of(number: Tensor) -> Any:
-    """The object that was given this number."""
-    return _objects[int(number)]
+def object_of(handle: Tensor) -> Any:
+    """The object that was given this handle."""
+    return _objects[int(handle)]

@@ -59,7 +59,7 @@ def answer(processor: Any, call: Call, dense: Dense, ranks: int = 1) -> Tensor:
     if torch.compiler.is_compiling():
         if reason is None:
             grid = [*runtime.video, runtime.before, ranks]
-            return compiled_attention(call.query, call.key, call.value, key_mask, processor.number, grid, call.scale)
+            return compiled_attention(call.query, call.key, call.value, key_mask, processor.handle, grid, call.scale)
         return dense(call)
     if reason is None:
         placement = runtime.place(call.query.shape[1], runtime.video, runtime.before, ranks)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels.handles import thing_of
-from ..kernels.operator import gradients_of
+from ..kernels.handles import object_of
+from ..kernels.opaque import gradients_of
 
 
 @torch.library.custom_op("diffattn::attention", mutates_args=())
@@ -26,7 +26,7 @@ def compiled_attention(
     scale: float | None,
 ) -> Tensor:
     """query, key, value `(B, S, H, D)`, key mask `(B, S)`; `grid` is what `Runtime.place` takes."""
-    processor = thing_of(number)
+    processor = object_of(number)
     runtime, layer = processor.runtime, processor.layer
     placement = runtime.place(query.shape[1], tuple(grid[:3]), *grid[3:])
     reason = placement if isinstance(placement, str) else runtime.why_not_worth(layer, query, key, placement)
@@ -53,7 +53,7 @@ def _gradients(
     scale: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value; the forward is run again."""
-    processor = thing_of(number)
+    processor = object_of(number)
     runtime, layer = processor.runtime, processor.layer
     placement = runtime.place(query.shape[1], tuple(grid[:3]), *grid[3:])
 

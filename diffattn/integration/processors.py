@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .._compat import register_backend, register_processor
-from ..kernels.handles import number_of
+from ..kernels.handles import handle_of
 from ..models.adapter import Adapter
 from .calls import Call, Dense, answer, dispatched, running
 from .layer import Layer
@@ -57,7 +57,7 @@ class SparseProcessorMixin(InterceptedProcessorMixin):
     prefix = "Sparse"
     runtime: Runtime
     layer: Layer
-    number: Tensor
+    handle: Tensor
 
     def attend(self, call: Call, dense: Dense, ranks: int = 1) -> Tensor:
         return answer(self, call, dense, ranks)
@@ -71,7 +71,7 @@ def sparse_processor(original: Any, runtime: Runtime, layer: Layer, adapter: Ada
     """A processor that does as `original` does, its attention run by `runtime`."""
     base = type(original) if adapter.processor is None else adapter.processor(type(original))
     processor = intercepted(SparseProcessorMixin, base, original, adapter, runtime=runtime, layer=layer)
-    processor.__dict__["number"] = number_of(processor)
+    processor.__dict__["handle"] = handle_of(processor)
     return processor
 
 

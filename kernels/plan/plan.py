@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..handles import number_of
+from ..handles import handle_of
 from .affine import Affine
 from .boxes import Boxes
 from .dense_levels import dense_levels
@@ -51,10 +51,10 @@ class Plan:
     post: Affine | None = None
     visual: tuple[int, int] | None = None
     _cache: dict = field(default_factory=dict, repr=False)
-    number: Tensor = field(init=False, repr=False)  # by which the operator in compiled graphs finds the plan
+    handle: Tensor = field(init=False, repr=False)  # by which the operator in compiled graphs finds the plan
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "number", number_of(self))
+        object.__setattr__(self, "handle", handle_of(self))
         for name, shape in (("order", self.order.shape), ("q_rows", self.query_shape)):
             if len(shape) != 3 or shape[-1] % self.block_q:
                 raise ValueError(
@@ -87,7 +87,7 @@ class Plan:
                 raise ValueError(f"post must cover {tiles} query tiles, got weights {tuple(self.post.weights.shape)}")
 
     def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state | {"number": number_of(self)})  # copies and pickles are plans of their own
+        self.__dict__.update(state | {"handle": handle_of(self)})  # copies and pickles are plans of their own
 
     def with_key_mask(self, key_mask: Tensor) -> Plan:
         """The same plan, ignoring the keys where the `(B, S)` boolean `key_mask` is False."""

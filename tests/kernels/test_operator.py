@@ -5,11 +5,11 @@ import pickle
 
 import pytest
 import torch
-from diffattn.kernels.operator import compiled_attend
+from diffattn.kernels.attend import attend_operator
 
 import diffattn
 from diffattn import Plan, RadialConfig, TileList, TokenGrid, VMoBAConfig, attend
-from diffattn.compiled_functional import compiled_sparse_attention
+from diffattn.functional import sparse_attention_operator
 
 GRID = TokenGrid(3, 4, 8, text=5)
 
@@ -44,14 +44,14 @@ def tensors(tokens=64, requires_grad=False):
 
 def test_attend_is_a_sound_operator():
     plan = plan_of(0)
-    torch.library.opcheck(compiled_attend, (*tensors(requires_grad=True), plan.number, None, "torch", False))
+    torch.library.opcheck(attend_operator, (*tensors(requires_grad=True), plan.handle, None, "torch", False))
 
 
 def test_sparse_attention_is_a_sound_operator():
     mask = torch.arange(GRID.tokens)[None] < GRID.tokens - 2
     config = VMoBAConfig(density=0.5)
-    others = (mask, [3, 4, 8, 5, 0], None, config.number, 0, None, "torch")
-    torch.library.opcheck(compiled_sparse_attention, (*tensors(GRID.tokens, requires_grad=True), *others))
+    others = (mask, [3, 4, 8, 5, 0], None, config.handle, 0, None, "torch")
+    torch.library.opcheck(sparse_attention_operator, (*tensors(GRID.tokens, requires_grad=True), *others))
 
 
 def test_another_plan_is_not_another_graph():
@@ -88,8 +88,8 @@ def test_options_of_a_method_are_not_frozen_into_a_graph():
         torch.testing.assert_close(got, wanted)
 
 
-def test_copies_of_plans_have_numbers_of_their_own():
+def test_copies_of_plans_have_handles_of_their_own():
     plan = plan_of(0)
     for other in (copy.deepcopy(plan), pickle.loads(pickle.dumps(plan))):
-        assert int(other.number) != int(plan.number)
-        assert torch.equal(*(compiled_attend(*tensors(), p.number, None, "torch", False)[0] for p in (plan, other)))
+        assert int(other.handle) != int(plan.handle)
+        assert torch.equal(*(attend_operator(*tensors(), p.handle, None, "torch", False)[0] for p in (plan, other)))

@@ -140,7 +140,7 @@ def test_gradients_of_the_operator_are_those_of_the_eager_call():
     runtime = processor.runtime
     inputs = [torch.randn(2, 72, 2, 16, requires_grad=True) for _ in range(3)]
     eager = runtime.run(processor.layer, *inputs, runtime.place(72, at.grid, runtime.before), None, None)
-    compiled = compiled_attention(*inputs, None, processor.number, [*at.grid, runtime.before], None)
+    compiled = compiled_attention(*inputs, None, processor.handle, [*at.grid, runtime.before], None)
     grad = torch.randn(2, 72, 2, 16)
     assert torch.equal(compiled, eager)
     wanted = torch.autograd.grad(eager, inputs, grad)
