@@ -76,7 +76,7 @@ class AttentionConfig:
         if self.dynamic and (query is None or key is None):
             raise ValueError(f"plans of {self.method!r} depend on query and key: give both")
         device = torch.device(device) if query is None else query.device
-        with plain_modes(device if self.dynamic else torch.device("cpu")):
+        with plain_modes(device) if self.dynamic else plain_cpu():
             return self._plan(grid=grid, query=query, key=key, layer=layer).to(device)
 
     def _plan(self, *, grid: TokenGrid, query: Tensor | None, key: Tensor | None, layer: int) -> Plan:
@@ -156,8 +156,15 @@ class AttentionConfig:
 
 @contextmanager
 def plain_modes(device: torch.device) -> Iterator[None]:
-    """No inference mode, no gradients, no autocast: modes that change a tensor that outlives them, or its values."""
+    """No inference mode, gradients or autocast: they would mark or change tensors that are kept for other calls."""
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+@contextmanager
+def plain_cpu() -> Iterator[None]:
+    """`plain_modes` with the CPU as the default device, for what is made there whatever the device of the query."""
+    with torch.device("cpu") as cpu, plain_modes(cpu):
         yield
 
 

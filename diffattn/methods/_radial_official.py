@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..attention_config import plain_cpu
 from ..grid import TokenGrid
 
 DECIMATION_TILE = 128  # the released code decimates by this size whatever its tile size is
@@ -52,6 +53,7 @@ def _half_width(i: int, j: int, s: int, block: int, decay: float, model: str) ->
 
 
 @lru_cache(maxsize=512)
+@plain_cpu()
 def _pair_tiles(s: int, block: int, row_shift: int, column_shift: int, half_width: int) -> Tensor:
     """Boolean `(n, n)`, n = ceil(s / block): kept tiles of one pair of frames that start inside a tile."""
     n = -(-s // block)

@@ -56,6 +56,8 @@ def route_threshold(scores: Tensor, own: Tensor, threshold: float, per_head: boo
     Scores compete within a query, or with `per_head` within the whole head. At least one chunk beside the own ones is
     taken, and at `threshold` 1 all are (VMoBA, arXiv 2506.23858, Section 3.3).
     """
+    if threshold >= 1:
+        return torch.ones_like(scores, dtype=torch.bool)
     flat, mine = (scores.flatten(2), own.flatten()) if per_head else (scores, own)
     low, high = flat.amin(-1, keepdim=True), flat.amax(-1, keepdim=True)
     share = (flat - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)
@@ -65,5 +67,4 @@ def route_threshold(scores: Tensor, own: Tensor, threshold: float, per_head: boo
     order = others.argsort(dim=-1, descending=True, stable=True)
     reached = share.masked_fill(mine, 0).gather(-1, order).cumsum(-1)
     taken = (reached < left).sum(-1, keepdim=True) + 1
-    taken = taken.where(torch.tensor(threshold < 1, device=scores.device), flat.shape[-1])
     return ((ranks(others) < taken) | mine).view_as(scores)

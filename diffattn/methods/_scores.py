@@ -144,10 +144,11 @@ def sampled_mass(query: Tensor, key: Tensor, order: Tensor, block_q: int, block_
     Returns:
         `torch.Tensor`: `(B, H, R / block_q, R / block_k)` float32, rows sum to 1.
     """
-    generator = torch.Generator().manual_seed(seed)
-    picks = [torch.randperm(size, generator=generator)[: max(1, size // 4)] for size in (block_q, block_k)]
-    (q, valid_q), (k, valid_k) = (_sample(x, order, p.to(order.device), b)
-                                  for x, p, b in zip((query, key), picks, (block_q, block_k)))  # fmt: skip
+    generator = torch.Generator("cpu").manual_seed(seed)
+    drawn = [torch.randperm(size, generator=generator, device="cpu") for size in (block_q, block_k)]
+    picks = [places[: max(1, len(places) // 4)].to(order.device) for places in drawn]
+    q, valid_q = _sample(query, order, picks[0], block_q)
+    k, valid_k = _sample(key, order, picks[1], block_k)
     k = match_heads(k, q.shape[1])
     scale = query.shape[-1] ** -0.5
 

@@ -15,8 +15,8 @@ from ..kernels.plan.boxes import Boxes
 from ..kernels.plan.plan import Plan
 from ..kernels.plan.tile_list import TileList
 from ._check import check_triple
-from ._order import coordinates, pack, with_text
-from ._select import extend_text, video_density
+from ._order import coordinates, pack, visual_rows, with_text
+from ._select import extend_text
 from ._window import Axis, axis
 from ._window_search import block_rows, tile_shapes, visited_share, window_of_density
 
@@ -65,8 +65,8 @@ class NeighborhoodConfig(AttentionConfig):
     of the tiles they touch. Text attends to everything and everything to text.
 
     Args:
-        density (`float`, *optional*, defaults to 0.2): share of the query-key products to compute; sets window,
-            stride and tile to whole tiles of the grid, as near to it as these come.
+        density (`float`, *optional*, defaults to 0.2): share of the products between visual tokens to compute; sets
+            window, stride and tile to whole tiles of the grid, as near to it as these come.
         window (`tuple`, *optional*): tokens of the window, -1 for the whole axis, instead of `density`.
         stride (`tuple`, *optional*, defaults to `(1, 1, 1)`): queries that share a window; 1 slides, a whole tile is
             sliding tile attention, the window itself is blocked attention.
@@ -137,7 +137,7 @@ class NeighborhoodConfig(AttentionConfig):
         visited, full = (extend_text(mask, tiles, tiles, True)[None, None] for mask in (visited, full))
         lists = TileList.from_mask(visited, block, partial=~full)
         boxes = None if lists.partial is None else _boxes(grid, geometry, order, video)
-        return Plan(grid.tokens, order[None, None], (lists,), block, boxes=boxes)
+        return Plan(grid.tokens, order[None, None], (lists,), block, boxes=boxes, visual=visual_rows(grid, video))
 
     def report(self, grid: TokenGrid) -> WindowReport:
         """Visited tiles, partial tiles and the bound on the speed-up on `grid`; nothing is planned."""
@@ -157,8 +157,7 @@ class NeighborhoodConfig(AttentionConfig):
     def _geometry(self, grid: TokenGrid) -> Geometry:
         sizes = (grid.frames, grid.height, grid.width)
         if self.window is None:
-            density = video_density(self.density, grid)
-            density = max(density, 1 / grid.video_tokens)
+            density = max(self.density, 1 / grid.video_tokens)
             window, tile = window_of_density(grid, density, self.dilation, self.causal, self.tile)
             stride = tile
         else:

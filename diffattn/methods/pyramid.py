@@ -14,9 +14,9 @@ from ..kernels.plan.plan import Plan
 from ..kernels.plan.tile_list import TileList
 from ..schedule import Schedule
 from ._check import check_choice, check_integer, check_levels, check_shares, check_size
-from ._order import ORDERS, SIZES, block_order, block_size
+from ._order import ORDERS, SIZES, block_order, block_size, visual_rows
 from ._scores import block_mass, match_heads, sampled_mass
-from ._select import assign_levels, extend_text, similarity_cap, threshold_ends, video_density
+from ._select import assign_levels, extend_text, similarity_cap, threshold_ends
 
 MIX = (2 / 7, 1 / 7, 0.0, 4 / 7)  # shares of the blocks at levels 1, 2, 4, 8 in the published quantile presets
 
@@ -48,8 +48,8 @@ class PyramidConfig(AttentionConfig):
     block, padding that counts, text unprotected), this follows the paper.
 
     Args:
-        density (`float`, *optional*, defaults to 0.2): share of the query-key products to compute, a pooled key
-            counting as one; levels are then filled in the proportions of the published presets.
+        density (`float`, *optional*, defaults to 0.2): share of the products between visual tokens to compute, a pooled
+            key counting as one; levels are then filled in the proportions of the published presets.
         thresholds (`tuple`, *optional*): ends of the levels as cumulated importance, instead of `density`.
         quantiles (`tuple`, *optional*): ends of the levels as shares of the blocks, instead of `density`.
         levels (`tuple`, *optional*, defaults to `(1, 2, 4, 8)`): pool sizes, powers of 2, ascending from 1.
@@ -107,32 +107,32 @@ class PyramidConfig(AttentionConfig):
         size = max(block_size(grid, 32), self.levels[-1])
         block_q, block_k = self.block_q or size, self.block_k or size
         order, video = block_order(grid, self.order, max(block_q, block_k), query.device)
-        level = self._levels(grid, query, key, order, video // block_q, video // block_k, block_q, block_k)
+        level = self._levels(query, key, order, video // block_q, video // block_k, block_q, block_k)
         level = extend_text(level, len(order) // block_q, len(order) // block_k, 1)
         lists = [TileList.from_mask(level == pool, block_k // pool, pool) for pool in self.levels]
-        return Plan(grid.tokens, order[None, None], tuple(lists), block_q)
+        return Plan(grid.tokens, order[None, None], tuple(lists), block_q, visual=visual_rows(grid, video))
 
-    def _levels(self, grid, query, key, order, tiles, blocks, block_q, block_k) -> Tensor:
+    def _levels(self, query, key, order, tiles, blocks, block_q, block_k) -> Tensor:
         """`(B, H, tiles, blocks)` level of every block of video keys for every tile of video queries."""
         if self.importance == "sampled":
             scores = sampled_mass(query, key, order, block_q, block_k, self.seed)
         else:
             scores = block_mass(query, key, order, block_q, block_k)
         scores = scores[:, :, :tiles, :blocks]
-        level = assign_levels(scores, self._ends(grid, scores), self.levels)
+        level = assign_levels(scores, self._ends(scores), self.levels)
         if self.similarity is not None:
             rows = key.index_select(1, order[: blocks * block_k].clamp(min=0)).transpose(1, 2)
             cap = similarity_cap(match_heads(rows, query.shape[2]), block_k, self.levels[1:], self.similarity)
             level = torch.minimum(level, cap[:, :, None])
         return level
 
-    def _ends(self, grid: TokenGrid, scores: Tensor) -> Tensor | list[int]:
+    def _ends(self, scores: Tensor) -> Tensor | list[int]:
         if self.thresholds is not None:
             return threshold_ends(scores, self.thresholds, self.floor)
         blocks = scores.shape[-1]
         if self.quantiles is not None:
             return [min(blocks, int(blocks * end + 1e-9)) for end in self.quantiles]
-        return level_ends(video_density(self.density, grid), blocks, self.levels)
+        return level_ends(self.density, blocks, self.levels)
 
 
 def level_ends(density: float, blocks: int, levels: tuple[int, ...]) -> list[int]:

@@ -10,16 +10,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..attention_config import AttentionConfig, Default, check_density, register
+from ..attention_config import AttentionConfig, Default, check_density, plain_cpu, register
 from ..grid import TokenGrid
 from ..kernels.plan.affine import Affine
 from ..kernels.plan.plan import Plan
 from ..kernels.plan.tile_list import TileList
 from ..schedule import Schedule
 from ._check import check_choice, check_shares, check_size
-from ._order import ORDERS, SIZES, block_order, block_size, coordinates
+from ._order import ORDERS, SIZES, block_order, block_size, coordinates, visual_rows
 from ._scores import block_shares, counts_of, match_heads, spread
-from ._select import TOLERANCE, extend_text, ranks, top, video_density
+from ._select import TOLERANCE, extend_text, ranks, top
 
 # arXiv 2511.19835, from the released scripts
 PUBLISHED = {
@@ -57,8 +57,8 @@ class RectifiedConfig(AttentionConfig):
     that nearly halves the error at a quarter of the products, on random fields it leaves a third.
 
     Args:
-        density (`float`, *optional*, defaults to 0.2): share of the query-key products to compute, neighbours
-            included.
+        density (`float`, *optional*, defaults to 0.2): share of the products between visual tokens to compute,
+            neighbours included.
         keep (`float`, *optional*): share of the blocks in the top-k, as published, instead of `density`; neighbours
             and blocks for `mass` come on top.
         mass (`float`, *optional*, defaults to 0): with `keep`, take more blocks until their P exceeds this; 0.3 as
@@ -117,7 +117,7 @@ class RectifiedConfig(AttentionConfig):
         scale = torch.nn.functional.pad(1 - weights.sum(-1, dtype=torch.float32), (0, all_tiles - tiles), value=1.0)
         lists = TileList.from_mask(extend_text(critical, all_tiles, all_tiles, True), block)
         post = Affine(scale, extend_text(weights, all_tiles, all_tiles, 0), block)
-        return Plan(grid.tokens, order[None, None], (lists,), block, post=post)
+        return Plan(grid.tokens, order[None, None], (lists,), block, post=post, visual=visual_rows(grid, video))
 
     def _shares(
         self, query: Tensor, key: Tensor, order: Tensor, block: int, words: Tensor
@@ -139,11 +139,11 @@ class RectifiedConfig(AttentionConfig):
     def _critical(self, grid: TokenGrid, shares: Tensor, text: Tensor, block: int) -> Tensor:
         """`(B, H, N, N)` bool."""
         blocks = shares.shape[-1]
-        near = (
-            neighbor_blocks(grid, self.order, block).to(shares.device) if self._as_published("neighbors", True) else None
-        )
+        near = None
+        if self._as_published("neighbors", True):
+            near = neighbor_blocks(grid, self.order, block).to(shares.device)
         if self.keep is None:
-            count = max(1, round(video_density(self.density, grid) * blocks))
+            count = max(1, round(self.density * blocks))
             return top(shares if near is None else shares + 2 * near, count)
         every = torch.cat((shares, text[..., None]), -1) if grid.text else shares  # text competes as one more block
         mass = every.sort(dim=-1, descending=True, stable=True).values.cumsum(-1)
@@ -180,6 +180,7 @@ def good_blocks(q: Tensor, k: Tensor, dq: Tensor, dk: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=8)
+@plain_cpu()
 def neighbor_blocks(grid: TokenGrid, order: str, block: int) -> Tensor:
     """`(N, N)` bool: blocks of keys that hold a token of the block of queries or one of its 26 neighbours."""
     rows, video = block_order(TokenGrid(grid.frames, grid.height, grid.width), order, block)

@@ -15,11 +15,10 @@ from ..kernels.plan.routed import RoutedRows
 from ..kernels.plan.tile_list import TileList
 from ..schedule import Schedule
 from ._check import check_choice, check_integer, check_shares, check_size, check_triple
-from ._order import SIZES, pack, with_text
+from ._order import SIZES, pack, visual_rows, with_text
 from ._partition import PARTITIONS, chunk_of_token, chunk_shape
 from ._routing import gate, route_threshold, route_top
 from ._scores import pooled
-from ._select import video_density
 
 # arXiv 2506.23858, Table 4 and Appendix A, for Wan2.1-1.3B; no layer is dense
 TRAINED = {"threshold": 0.25, "scope": "head"}
@@ -42,8 +41,8 @@ class VMoBAConfig(AttentionConfig):
     A query is matched with the mean key of each chunk. Its own chunk is always attended to, and so is text.
 
     Args:
-        density (`float`, *optional*, defaults to 0.2): share of the query-key products to compute; a top-k of so
-            large a share of the chunks.
+        density (`float`, *optional*, defaults to 0.2): share of the products between visual tokens to compute: each
+            query attends to that share of the chunks.
         top_k (`tuple`, *optional*): chunks a query attends to, its own included, for each partition, instead of
             `density`.
         threshold (`float`, *optional*): chunks are taken up to this share of the normalised scores, instead of
@@ -107,9 +106,12 @@ class VMoBAConfig(AttentionConfig):
     def _plan(self, grid: TokenGrid, query: Tensor, key: Tensor, layer: int, **_) -> Plan:
         chunk = chunk_of_token(grid, self._shape(grid, layer), query.device)
         block = self.block or next((size for size in SIZES if 2 * size <= int(chunk.bincount().max())), SIZES[-1])
-        order = with_text(pack(chunk, torch.arange(len(chunk), device=chunk.device), block), grid, block)
-        build = self._by_token if self.routing == "token" else self._by_tile
-        return build(grid, query, key, chunk, order, block, layer)
+        video = pack(chunk, torch.arange(len(chunk), device=chunk.device), block)
+        order = with_text(video, grid, block)
+        route = self._by_token if self.routing == "token" else self._by_tile
+        lists, q_rows = route(grid, query, key, chunk, order, block, layer)
+        visual = visual_rows(grid, len(video))
+        return Plan(grid.tokens, order[None, None], (lists,), block, q_rows=q_rows, visual=visual)
 
     def _shape(self, grid: TokenGrid, layer: int) -> tuple[int, int, int] | int:
         partition = self.partitions[layer % len(self.partitions)]
@@ -125,7 +127,7 @@ class VMoBAConfig(AttentionConfig):
     def _density(self, grid: TokenGrid) -> float | None:
         if self.density is None:
             return None
-        return max(video_density(self.density, grid), 1 / grid.video_tokens)
+        return max(self.density, 1 / grid.video_tokens)
 
     def _route(self, grid: TokenGrid, scores: Tensor, own: Tensor, layer: int) -> Tensor:
         per_head = self.scope == "head"
@@ -135,7 +137,7 @@ class VMoBAConfig(AttentionConfig):
         count = self._density(grid) * chunks if self.top_k is None else self.top_k[layer % len(self.partitions)]
         return route_top(scores, own, max(count, 1), per_head)
 
-    def _by_token(self, grid, query, key, chunk, order, block, layer) -> Plan:
+    def _by_token(self, grid, query, key, chunk, order, block, layer) -> tuple[TileList, RoutedRows]:
         video = slice(grid.video_start, grid.video_start + grid.video_tokens)
         scores = gate(query[:, video].transpose(1, 2), key[:, video].transpose(1, 2), chunk, self.raw_scores)
         own = torch.nn.functional.one_hot(chunk).bool()
@@ -144,10 +146,9 @@ class VMoBAConfig(AttentionConfig):
             text = (grid.text, 0) if grid.text_first else (0, grid.text)
             chosen = torch.nn.functional.pad(chosen, (0, 1, *text), value=True)
         rows = RoutedRows.of(chosen.transpose(2, 3), block)
-        lists = _tiles_of_group(rows.groups(), chunk, grid, block)
-        return Plan(grid.tokens, order[None, None], (lists,), block, q_rows=rows)
+        return _tiles_of_group(rows.groups(), chunk, grid, block), rows
 
-    def _by_tile(self, grid, query, key, chunk, order, block, layer) -> Plan:
+    def _by_tile(self, grid, query, key, chunk, order, block, layer) -> tuple[TileList, None]:
         tiles = (chunk.bincount() + block - 1) // block
         chunk_of_tile = torch.repeat_interleave(tiles)
         video = order[: len(chunk_of_tile) * block]
@@ -157,12 +158,12 @@ class VMoBAConfig(AttentionConfig):
         chosen = self._route(grid, scores, torch.nn.functional.one_hot(chunk_of_tile).bool(), layer)
         text = len(order) // block - len(chunk_of_tile)
         mask = torch.nn.functional.pad(chosen[..., chunk_of_tile], (0, text, 0, text), value=True)
-        return Plan(grid.tokens, order[None, None], (TileList.from_mask(mask, block),), block)
+        return TileList.from_mask(mask, block), None
 
 
 def _tiles_of_group(group: Tensor, chunk: Tensor, grid: TokenGrid, block: int) -> TileList:
     """The KV tiles of the group of each query tile `(B, H, NQ)`; a group's tiles are consecutive."""
-    sizes = torch.cat((chunk.bincount(), torch.tensor([grid.text] * (grid.text > 0), device=chunk.device).long()))
+    sizes = torch.cat((chunk.bincount(), chunk.new_tensor([grid.text] * (grid.text > 0))))
     tiles = (sizes + block - 1) // block
     first = tiles.cumsum(0) - tiles
     counts = tiles[group].where(group >= 0, 0)

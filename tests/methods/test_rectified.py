@@ -58,8 +58,7 @@ def oracle(query, key, value, grid, config, block, tokens, exact=True):
     blocks = int(of.max()) + 1
     if config.keep is None:
         shares, text_share, gain = of_parts(query[:, video], key[:, video], key[:, text], row[video], block)
-        near_text = 2 * grid.video_tokens * grid.text + grid.text**2
-        count = round((config.density * grid.tokens**2 - near_text) / grid.video_tokens**2 * blocks)
+        count = round(config.density * blocks)
         critical = shares.argsort(-1, descending=True).argsort(-1) < count
     else:
         shares, text_share, gain = of_blocks(query[:, video], key[:, video], key[:, text], of)
