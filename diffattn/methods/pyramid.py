@@ -48,8 +48,8 @@ class PyramidConfig(AttentionConfig):
     block, padding that counts, text unprotected), this follows the paper.
 
     Args:
-        density (`float`, *optional*, defaults to 0.2): share of the products between visual tokens to compute, a pooled
-            key counting as one; levels are then filled in the proportions of the published presets.
+        density (`float`, *optional*, defaults to 0.2): share of the products between visual tokens to compute, a
+            pooled key counting as one; levels are then filled in the proportions of the published presets.
         thresholds (`tuple`, *optional*): ends of the levels as cumulated importance, instead of `density`.
         quantiles (`tuple`, *optional*): ends of the levels as shares of the blocks, instead of `density`.
         levels (`tuple`, *optional*, defaults to `(1, 2, 4, 8)`): pool sizes, powers of 2, ascending from 1.
