@@ -76,6 +76,8 @@ class AttentionConfig:
         if self.dynamic and (query is None or key is None):
             raise ValueError(f"plans of {self.method!r} depend on query and key: give both")
         device = torch.device(device) if query is None else query.device
+        if self.dynamic and not len(query):  # an empty batch has nothing to choose by, and any plan serves it
+            query, key = (tensor.new_zeros(1, *tensor.shape[1:]) for tensor in (query, key))
         with plain_modes(device) if self.dynamic else plain_cpu():
             return self._plan(grid=grid, query=query, key=key, layer=layer).to(device)
 

@@ -44,12 +44,12 @@ def tile_mask(frames: int, s: int, tiles: int, video_tiles: int, block: int, dec
 def _half_width(i: int, j: int, s: int, block: int, decay: float, model: str) -> int:
     """Whole tokens of the band between frames i and j, -1 where the pair is dropped."""
     distance = abs(i - j)
-    if distance <= 1 or (j == 0 and model == "wan"):
+    if j == 0 and model == "wan":
         return s
     width = 2 ** s.bit_length() / 2 ** distance.bit_length()
     if width < DECIMATION_TILE and distance % int(DECIMATION_TILE / width):
-        return -1
-    return int(max(block, width * decay))
+        return -1  # at distance 1 as well, where frames are shorter than this tile
+    return s if distance <= 1 else int(max(block, width * decay))
 
 
 @lru_cache(maxsize=512)

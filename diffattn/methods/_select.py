@@ -15,7 +15,7 @@ def ranks(scores: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(-1, order, position)
 
 
-def top(scores: Tensor, count: int) -> Tensor:
+def largest(scores: Tensor, count: int) -> Tensor:
     """Bool, the `count` largest entries along the last dim."""
     chosen = torch.zeros_like(scores, dtype=torch.bool)
     best = scores.topk(min(count, scores.shape[-1]), dim=-1, sorted=False).indices

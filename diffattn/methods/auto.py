@@ -20,6 +20,7 @@ from ._select import extend_text
 LEVELS = {128: (1, 4, 16, 128), 64: (1, 4, 16, 64), 32: (1, 4, 16, 32), 16: (1, 8, 16)}  # by block; 8 is a cube
 GROWTH = 1 / 3  # of the error with the pool: with its edge, as the variance in a field that has edges itself
 LEAST_MASS = 1e-30  # so that a block without any estimated mass still has a price
+SPLIT = 1e-3  # between the first and the last block where all are alike: one price would put all at one level
 STEPS = 40  # of the bisection: to the last bit of float32
 
 
@@ -95,6 +96,8 @@ def allocate(mass: Tensor, density: float, levels: tuple[int, ...]) -> Tensor:
     if density >= 1:
         return torch.zeros(mass.shape, dtype=torch.int64, device=mass.device)
     mass = mass.clamp(min=LEAST_MASS)
+    ramp = torch.linspace(1, 1 + SPLIT, mass.shape[-1], dtype=mass.dtype, device=mass.device)
+    mass = mass.where(mass.amin(-1, keepdim=True) < mass.amax(-1, keepdim=True), ramp)
     pool = torch.tensor(levels, dtype=torch.float64, device="cpu")
     cost, error = 1 / pool, pool**GROWTH
     worth = ((cost[:-1] - cost[1:]) / (error[1:] - error[:-1])).to(mass)  # descending

@@ -131,7 +131,7 @@ class PyramidConfig(AttentionConfig):
             return threshold_ends(scores, self.thresholds, self.floor)
         blocks = scores.shape[-1]
         if self.quantiles is not None:
-            return [min(blocks, int(blocks * end + 1e-9)) for end in self.quantiles]
+            return [int(blocks * end) for end in self.quantiles]  # rounded as in the released code
         return level_ends(self.density, blocks, self.levels)
 
 
@@ -144,7 +144,8 @@ def level_ends(density: float, blocks: int, levels: tuple[int, ...]) -> list[int
     >>> level_ends(0.15, 20, (1, 2, 4, 8)), level_ends(1.0, 20, (1, 2, 4, 8))
     ([2, 3, 3, 7], [20, 20, 20, 20])
     """
-    mix = MIX if levels == (1, 2, 4, 8) else (MIX[0], *[(1 - MIX[0]) / (len(levels) - 1)] * (len(levels) - 1))
+    coarser = len(levels) - 1
+    mix = MIX if levels == (1, 2, 4, 8) else (MIX[0], *[(1 - MIX[0]) / max(coarser, 1)] * coarser)
     cost = sum(share / level for share, level in zip(mix, levels))
     if density <= cost:
         shares = [share * density / cost for share in mix]

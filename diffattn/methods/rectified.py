@@ -18,13 +18,13 @@ from ..kernels.plan.tile_list import TileList
 from ..schedule import Schedule
 from ._check import check_choice, check_shares, check_size
 from ._order import ORDERS, SIZES, block_order, block_size, coordinates, visual_rows
-from ._scores import block_shares, counts_of, match_heads, spread
-from ._select import TOLERANCE, extend_text, ranks, top
+from ._scores import block_shares, counts_of, finite, match_heads, spread
+from ._select import TOLERANCE, extend_text, largest, ranks
 
 # arXiv 2511.19835, from the released scripts
 PUBLISHED = {
     name: (
-        {"block": 128, "order": "hilbert", "mass": 0.3, "keep": keep},
+        {"block": 128, "order": "hilbert", "mass": 0.3, "keep": keep, "first_frame": name.startswith("wan")},
         Schedule(dense_start=dense_start, dense_layers=dense_layers),
     )
     for name, keep, dense_start, dense_layers in (
@@ -65,6 +65,9 @@ class RectifiedConfig(AttentionConfig):
             published.
         estimate (`str`, *optional*): `"parts"`, or `"block"` as published; by default `"block"` with `keep`.
         neighbors (`bool`, *optional*): keep blocks that touch the block of queries; by default with `keep`.
+        first_frame (`bool`, *optional*, defaults to `False`): keep the first `height * width // block` blocks of the
+            order for each other, as the released Wan scripts do. In raster order these are the first frame; along a
+            curve most of their tokens belong to other frames.
         gapr (`bool`, *optional*, defaults to `True`): correct only where that is estimated to pay; `False` corrects
             for every dropped block.
         block (`int`, *optional*): tokens of a block; by default the largest of 128, 64, 32, 16 that gives 32 blocks.
@@ -83,6 +86,7 @@ class RectifiedConfig(AttentionConfig):
     mass: float = 0.0
     estimate: str | None = None
     neighbors: bool | None = None
+    first_frame: bool = False
     gapr: bool = True
     block: int | None = None
     order: str = "nested"
@@ -102,7 +106,8 @@ class RectifiedConfig(AttentionConfig):
         for name, known in {"estimate": ("parts", "block"), "neighbors": (True, False)}.items():
             if getattr(self, name) is not None:
                 check_choice(name, getattr(self, name), known)
-        check_choice("gapr", self.gapr, (True, False))
+        for name in ("first_frame", "gapr"):
+            check_choice(name, getattr(self, name), (True, False))
         check_size("block", self.block, SIZES)
         check_choice("order", self.order, ORDERS)
 
@@ -139,18 +144,23 @@ class RectifiedConfig(AttentionConfig):
     def _critical(self, grid: TokenGrid, shares: Tensor, text: Tensor, block: int) -> Tensor:
         """`(B, H, N, N)` bool."""
         blocks = shares.shape[-1]
-        near = None
-        if self._as_published("neighbors", True):
-            near = neighbor_blocks(grid, self.order, block).to(shares.device)
+        first = self._kept_first(grid, block, blocks).to(shares.device)
         if self.keep is None:
-            count = max(1, round(self.density * blocks))
-            return top(shares if near is None else shares + 2 * near, count)
+            return largest(shares + 2 * first, max(1, round(self.density * blocks)))
         every = torch.cat((shares, text[..., None]), -1) if grid.text else shares  # text competes as one more block
         mass = every.sort(dim=-1, descending=True, stable=True).values.cumsum(-1)
-        least = every.shape[-1] if self.keep == 1 else int(self.keep * blocks + 1e-9)
+        drop = 1 - self.keep  # the released scripts say how much to drop, and round so
+        least = every.shape[-1] if self.keep == 1 else int((1 - drop) * blocks)
         count = ((mass <= self.mass + TOLERANCE).sum(-1, keepdim=True) + 1).clamp(min=least)
-        critical = (ranks(every) < count)[..., :blocks]
-        return critical if near is None else critical | near
+        return (ranks(every) < count)[..., :blocks] | first
+
+    def _kept_first(self, grid: TokenGrid, block: int, blocks: int) -> Tensor:
+        """`(N, N)` bool on the CPU: blocks that are critical whatever their share."""
+        kept = torch.zeros(blocks, blocks, dtype=torch.bool, device="cpu")
+        if self.first_frame:
+            frame = grid.frame_tokens // block
+            kept[:frame, :frame] = True
+        return kept | neighbor_blocks(grid, self.order, block) if self._as_published("neighbors", True) else kept
 
 
 def pooled_shares(q: Tensor, k: Tensor, counts: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,7 +177,7 @@ def pooled_shares(q: Tensor, k: Tensor, counts: Tensor, words: Tensor) -> tuple[
     scale = q.shape[-1] ** -0.5
     logits = [scale * q @ match_heads(k, q.shape[1]).mT + counts.log()]
     if words.shape[1]:
-        words = match_heads(words.transpose(1, 2).float(), q.shape[1])
+        words = match_heads(finite(words.transpose(1, 2)), q.shape[1])
         logits.append((scale * q @ words.mT).logsumexp(-1, keepdim=True))
     shares = torch.cat(logits, -1).softmax(-1)
     return shares[..., : len(counts)], shares[..., len(counts) :].sum(-1)

@@ -17,8 +17,9 @@ from ..schedule import Schedule
 from ._check import check_choice, check_integer, check_shares, check_size, check_triple
 from ._order import SIZES, pack, visual_rows, with_text
 from ._partition import PARTITIONS, chunk_of_token, chunk_shape
-from ._routing import gate, route_threshold, route_top
-from ._scores import pooled
+from ._routing import chunk_means, route_threshold, route_top
+from ._scores import finite, match_heads, pooled
+from ._select import extend_text
 
 # arXiv 2506.23858, Table 4 and Appendix A, for Wan2.1-1.3B; no layer is dense
 TRAINED = {"threshold": 0.25, "scope": "head"}
@@ -106,11 +107,21 @@ class VMoBAConfig(AttentionConfig):
     def _plan(self, grid: TokenGrid, query: Tensor, key: Tensor, layer: int, **_) -> Plan:
         chunk = chunk_of_token(grid, self._shape(grid, layer), query.device)
         block = self.block or next((size for size in SIZES if 2 * size <= int(chunk.bincount().max())), SIZES[-1])
-        video = pack(chunk, torch.arange(len(chunk), device=chunk.device), block)
-        order = with_text(video, grid, block)
-        route = self._by_token if self.routing == "token" else self._by_tile
-        lists, q_rows = route(grid, query, key, chunk, order, block, layer)
-        visual = visual_rows(grid, len(video))
+        rows = pack(chunk, torch.arange(len(chunk), device=chunk.device), block)
+        order, video = with_text(rows, grid, block), len(rows)
+        chunk_of_tile = torch.repeat_interleave((chunk.bincount() + block - 1) // block)
+        means = chunk_means(key, order[:video], block, chunk_of_tile, self.raw_scores)
+        means = match_heads(means, query.shape[2]).mT
+        if self.routing == "token":
+            tokens = query[:, grid.video_start : grid.video_start + grid.video_tokens]
+            chosen = self._route(grid, finite(tokens.transpose(1, 2)) @ means, chunk, layer)
+            lists, q_rows = _lists_by_token(grid, chosen, chunk, block)
+        else:
+            tiles, _ = pooled(query, order[:video], block)
+            chosen = self._route(grid, tiles @ means, chunk_of_tile, layer)[..., chunk_of_tile]
+            all_tiles = len(order) // block
+            lists, q_rows = TileList.from_mask(extend_text(chosen, all_tiles, all_tiles, True), block), None
+        visual = visual_rows(grid, video)
         return Plan(grid.tokens, order[None, None], (lists,), block, q_rows=q_rows, visual=visual)
 
     def _shape(self, grid: TokenGrid, layer: int) -> tuple[int, int, int] | int:
@@ -129,7 +140,9 @@ class VMoBAConfig(AttentionConfig):
             return None
         return max(self.density, 1 / grid.video_tokens)
 
-    def _route(self, grid: TokenGrid, scores: Tensor, own: Tensor, layer: int) -> Tensor:
+    def _route(self, grid: TokenGrid, scores: Tensor, chunk: Tensor, layer: int) -> Tensor:
+        """`(B, H, N, C)` bool, the chunks of N queries, or tiles of queries, that lie in the chunks `chunk` `(N,)`."""
+        own = torch.nn.functional.one_hot(chunk).bool()
         per_head = self.scope == "head"
         if self.threshold is not None:
             return route_threshold(scores, own, self.threshold, per_head)
@@ -137,28 +150,14 @@ class VMoBAConfig(AttentionConfig):
         count = self._density(grid) * chunks if self.top_k is None else self.top_k[layer % len(self.partitions)]
         return route_top(scores, own, max(count, 1), per_head)
 
-    def _by_token(self, grid, query, key, chunk, order, block, layer) -> tuple[TileList, RoutedRows]:
-        video = slice(grid.video_start, grid.video_start + grid.video_tokens)
-        scores = gate(query[:, video].transpose(1, 2), key[:, video].transpose(1, 2), chunk, self.raw_scores)
-        own = torch.nn.functional.one_hot(chunk).bool()
-        chosen = self._route(grid, scores, own, layer)
-        if grid.text:  # text is one more group of keys for all, and every query of it chooses every group
-            text = (grid.text, 0) if grid.text_first else (0, grid.text)
-            chosen = torch.nn.functional.pad(chosen, (0, 1, *text), value=True)
-        rows = RoutedRows.of(chosen.transpose(2, 3), block)
-        return _tiles_of_group(rows.groups(), chunk, grid, block), rows
 
-    def _by_tile(self, grid, query, key, chunk, order, block, layer) -> tuple[TileList, None]:
-        tiles = (chunk.bincount() + block - 1) // block
-        chunk_of_tile = torch.repeat_interleave(tiles)
-        video = order[: len(chunk_of_tile) * block]
-        q, _ = pooled(query, video, block)
-        at = slice(grid.video_start, grid.video_start + grid.video_tokens)
-        scores = gate(q, key[:, at].transpose(1, 2), chunk, self.raw_scores)
-        chosen = self._route(grid, scores, torch.nn.functional.one_hot(chunk_of_tile).bool(), layer)
-        text = len(order) // block - len(chunk_of_tile)
-        mask = torch.nn.functional.pad(chosen[..., chunk_of_tile], (0, text, 0, text), value=True)
-        return TileList.from_mask(mask, block), None
+def _lists_by_token(grid: TokenGrid, chosen: Tensor, chunk: Tensor, block: int) -> tuple[TileList, RoutedRows]:
+    """Lists and query rows, given the chunks `(B, H, V, C)` that every query chose."""
+    if grid.text:  # text is one more group of keys for all, and every query of it chooses every group
+        text = (grid.text, 0) if grid.text_first else (0, grid.text)
+        chosen = torch.nn.functional.pad(chosen, (0, 1, *text), value=True)
+    rows = RoutedRows.of(chosen.transpose(2, 3), block)
+    return _tiles_of_group(rows.groups(), chunk, grid, block), rows
 
 
 def _tiles_of_group(group: Tensor, chunk: Tensor, grid: TokenGrid, block: int) -> TileList:
