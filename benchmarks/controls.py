@@ -12,7 +12,7 @@ from torch import Tensor
 from diffattn import AttentionConfig, Plan, TileList, TokenGrid
 from diffattn.methods._order import block_order, block_size
 from diffattn.methods._scores import block_mass, match_heads
-from diffattn.methods._select import top
+from diffattn.methods._select import largest
 
 ROWS = 512  # query rows scored at once
 
@@ -51,7 +51,7 @@ class TopTokens(AttentionConfig):
     method: ClassVar[str] = "top-k tokens"
     dynamic: ClassVar[bool] = True
 
-    def plan(self, grid: TokenGrid, query: Tensor, key: Tensor, *, layer: int = 0, device: str = "cpu") -> Plan:
+    def _plan(self, grid: TokenGrid, query: Tensor, key: Tensor, **_) -> Plan:
         q, k = (x.transpose(1, 2) for x in (query, key))
         scores = q @ match_heads(k, q.shape[1]).mT
         best = scores.topk(_count(self.density, grid.tokens), -1).indices
@@ -81,11 +81,11 @@ class TopBlocks(AttentionConfig):
     method: ClassVar[str] = "top-k blocks"
     dynamic: ClassVar[bool] = True
 
-    def plan(self, grid: TokenGrid, query: Tensor, key: Tensor, *, layer: int = 0, device: str = "cpu") -> Plan:
+    def _plan(self, grid: TokenGrid, query: Tensor, key: Tensor, layer: int, **_) -> Plan:
         block = block_size(grid, 32)
         order, rows = block_order(grid, "nested", block, query.device)
         scores = self.scores(query, key, order, block, layer)
-        lists = TileList.from_mask(top(scores, _count(self.density, rows // block)), block)
+        lists = TileList.from_mask(largest(scores, _count(self.density, rows // block)), block)
         return Plan(grid.tokens, order[None, None], (lists,), block)
 
     def scores(self, query: Tensor, key: Tensor, order: Tensor, block: int, layer: int) -> Tensor:

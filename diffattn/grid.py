@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """A video (or image: one frame) of tokens in raster order, with optional text tokens before or after it.
+    """A video (or image: one frame) of visual tokens in raster order, with optional text tokens before or after it.
+
+    Methods plan the attention between visual tokens. Attention to and from text is always exact.
 
     Sizes are tokens, after the VAE and the patch embedding: Wan at 480x832, 81 frames is `TokenGrid(21, 30, 52)`.
 

@@ -7,7 +7,7 @@ from wan import tiny_transformer
 
 import diffattn
 from diffattn import AttentionConfig, PyramidConfig, RadialConfig, Schedule
-from diffattn.attention_config import FILE
+from diffattn.attention_config import SETTINGS_FILE
 from diffattn.integration.hook import find_hook
 from diffattn.methods import METHODS
 
@@ -85,10 +85,10 @@ def test_a_repository_on_the_hub(tmp_path, monkeypatch):
     ],
 )
 def test_a_file_that_cannot_be_used_changes_nothing(text, message, tmp_path):
-    (tmp_path / FILE).write_text(text)
+    (tmp_path / SETTINGS_FILE).write_text(text)
     model = tiny_transformer(layers=1)
     before = dict(model.attn_processors)
-    with pytest.raises(ValueError, match=FILE) as raised:
+    with pytest.raises(ValueError, match=SETTINGS_FILE) as raised:
         diffattn.enable(model, tmp_path)
     assert message in str(raised.value) and str(tmp_path) in str(raised.value)
     assert dict(model.attn_processors) == before
@@ -96,10 +96,10 @@ def test_a_file_that_cannot_be_used_changes_nothing(text, message, tmp_path):
 
 def test_what_is_missing_is_named(tmp_path, monkeypatch):
     model = tiny_transformer(layers=1)
-    with pytest.raises(FileNotFoundError, match=f"{tmp_path} holds no {FILE}.*save_pretrained"):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path} holds no {SETTINGS_FILE}.*save_pretrained"):
         diffattn.enable(model, tmp_path)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(OSError, match=f"no/such is no folder, and {FILE} was not to be had from the Hub"):
+    with pytest.raises(OSError, match=f"no/such is no folder, and {SETTINGS_FILE} could not be loaded from the Hub"):
         diffattn.enable(model, "no/such")
     with pytest.raises(OSError, match="a/b/c is no folder"):
         diffattn.enable(model, "a/b/c")
@@ -111,7 +111,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
 
 def test_the_file_is_readable(tmp_path):
     RadialConfig(density=0.25).save_pretrained(tmp_path, schedule=Schedule())
-    values = json.loads((tmp_path / FILE).read_text())
+    values = json.loads((tmp_path / SETTINGS_FILE).read_text())
     assert values["method"] == "radial" and values["density"] == 0.25
     assert values["schedule"] == {"dense_start": 0.2, "dense_end": 0, "dense_layers": 1}
 

@@ -61,10 +61,3 @@ def check_integer(name: str, value: Any, least: int) -> None:
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite int or float."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def paper_settings(settings: dict[str, dict], name: str, method: str) -> dict:
-    """The published settings of a model, or a ValueError that lists the known ones."""
-    if name not in settings:
-        raise ValueError(f"no published {method} settings for {name!r}, there are: {', '.join(settings)}")
-    return settings[name]

@@ -67,6 +67,11 @@ def block_order(grid: TokenGrid, name: str, block: int, device: torch.device | s
     return with_text(video, grid, block), len(video)
 
 
+def visual_rows(grid: TokenGrid, rows: int, start: int = 0) -> tuple[int, int] | None:
+    """`Plan.visual` where `rows` rows from `start` on hold the video; None where there is nothing else."""
+    return (start, start + rows) if grid.text else None
+
+
 def nested_rank(at: Tensor, tile: tuple[int, ...] = TILE, cube: tuple[int, ...] = CUBE) -> Tensor:
     """`(V,)` int64 rank of coordinates `(V, 3)`: tile by tile, cube by cube inside, raster inside the cube.
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..attention_config import plain_cpu
 from ..grid import TokenGrid
 
 DECIMATION_TILE = 128  # the released code decimates by this size whatever its tile size is
@@ -43,15 +44,16 @@ def tile_mask(frames: int, s: int, tiles: int, video_tiles: int, block: int, dec
 def _half_width(i: int, j: int, s: int, block: int, decay: float, model: str) -> int:
     """Whole tokens of the band between frames i and j, -1 where the pair is dropped."""
     distance = abs(i - j)
-    if distance <= 1 or (j == 0 and model == "wan"):
+    if j == 0 and model == "wan":
         return s
     width = 2 ** s.bit_length() / 2 ** distance.bit_length()
     if width < DECIMATION_TILE and distance % int(DECIMATION_TILE / width):
-        return -1
-    return int(max(block, width * decay))
+        return -1  # at distance 1 as well, where frames are shorter than this tile
+    return s if distance <= 1 else int(max(block, width * decay))
 
 
 @lru_cache(maxsize=512)
+@plain_cpu()
 def _pair_tiles(s: int, block: int, row_shift: int, column_shift: int, half_width: int) -> Tensor:
     """Boolean `(n, n)`, n = ceil(s / block): kept tiles of one pair of frames that start inside a tile."""
     n = -(-s // block)

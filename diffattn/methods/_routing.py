@@ -5,32 +5,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._scores import match_heads
-from ._select import ranks, top
+from ._scores import pooled
+from ._select import largest, ranks
 
 EPSILON = 1e-6  # in the published normalisation
 
 
-def gate(query: Tensor, key: Tensor, chunk: Tensor, raw: bool) -> Tensor:
-    """How well each query matches the mean key of each chunk.
+def chunk_means(key: Tensor, rows: Tensor, block: int, chunk_of_tile: Tensor, raw: bool) -> Tensor:
+    """The mean key of each chunk.
 
     Args:
-        query (`torch.Tensor`): `(B, H, V, D)` video queries.
-        key (`torch.Tensor`): `(B, Hkv, V, D)` video keys.
-        chunk (`torch.Tensor`): `(V,)` chunk of every key, from 0 without gaps.
+        key (`torch.Tensor`): `(B, S, Hkv, D)`.
+        rows (`torch.Tensor`): `(R,)` key of each row, -1 for padding, every chunk in tiles of its own.
+        block (`int`): rows of a tile.
+        chunk_of_tile (`torch.Tensor`): `(R / block,)` int64, from 0 without gaps.
         raw (`bool`): as published. Otherwise the mean key is subtracted: a constant added to all keys, which changes
             no attention, then changes no choice either.
 
     Returns:
-        `torch.Tensor`: `(B, H, V, C)` float32, unscaled.
+        `torch.Tensor`: `(B, Hkv, C, D)` float32.
     """
-    counts = torch.bincount(chunk)
-    key = key.float()
-    sums = key.new_zeros(*key.shape[:2], len(counts), key.shape[-1]).index_add_(2, chunk, key)
-    means = sums / counts[:, None]
-    if not raw:
-        means = means - sums.sum(2, keepdim=True) / len(chunk)
-    return query.float() @ match_heads(means, query.shape[1]).mT
+    means, counts = pooled(key, rows, block)
+    weight = torch.nn.functional.one_hot(chunk_of_tile).T * counts  # (C, tiles)
+    size = weight.sum(-1, keepdim=True)
+    sums = weight @ means
+    return sums / size if raw else sums / size - sums.sum(2, keepdim=True) / size.sum()
 
 
 def route_top(scores: Tensor, own: Tensor, count: float, per_head: bool) -> Tensor:
@@ -47,7 +46,7 @@ def route_top(scores: Tensor, own: Tensor, count: float, per_head: bool) -> Tens
     if per_head:
         flat = boosted.flatten(2)
         return (ranks(flat) < round(count * scores.shape[2])).view_as(scores) | own
-    return top(boosted, round(count)) | own
+    return largest(boosted, round(count)) | own
 
 
 def route_threshold(scores: Tensor, own: Tensor, threshold: float, per_head: bool) -> Tensor:
@@ -56,14 +55,15 @@ def route_threshold(scores: Tensor, own: Tensor, threshold: float, per_head: boo
     Scores compete within a query, or with `per_head` within the whole head. At least one chunk beside the own ones is
     taken, and at `threshold` 1 all are (VMoBA, arXiv 2506.23858, Section 3.3).
     """
+    if threshold >= 1:
+        return torch.ones_like(scores, dtype=torch.bool)
     flat, mine = (scores.flatten(2), own.flatten()) if per_head else (scores, own)
     low, high = flat.amin(-1, keepdim=True), flat.amax(-1, keepdim=True)
-    share = (flat - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)
+    share = ((flat - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)).where(high > low, 1.0)
     share = share / (share.sum(-1, keepdim=True) + EPSILON)
     left = (threshold - (share * mine).sum(-1, keepdim=True)).clamp(min=0)
     others = share.masked_fill(mine, -torch.inf)
     order = others.argsort(dim=-1, descending=True, stable=True)
     reached = share.masked_fill(mine, 0).gather(-1, order).cumsum(-1)
     taken = (reached < left).sum(-1, keepdim=True) + 1
-    taken = taken.where(torch.tensor(threshold < 1, device=scores.device), flat.shape[-1])
     return ((ranks(others) < taken) | mine).view_as(scores)

@@ -15,7 +15,7 @@ PIECE_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}  # gathered rows
 
 
 def pooled(tokens: Tensor, order: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Means of every `size` rows, over the rows that hold a token.
+    """Means of every `size` rows, over the rows that hold a token; 0 where the mean is no finite number.
 
     Args:
         tokens (`torch.Tensor`): `(B, S, H, D)`.
@@ -62,7 +62,15 @@ def _bytes(limits: dict[str, int], tensor: Tensor) -> int:
 
 
 def _mean(rows: Tensor, live: Tensor) -> Tensor:
-    return rows.sum(2, dtype=torch.float32) / live.sum(-1).clamp(min=1)[:, None, None]
+    return finite(rows.sum(2, dtype=torch.float32) / live.sum(-1).clamp(min=1)[:, None, None])
+
+
+def finite(tensor: Tensor) -> Tensor:
+    """In float32, with 0 for NaN and infinity: one such number would make all scores of its row or column NaN.
+
+    What attention makes of it is the kernel's to say; the plan keeps the density that was asked for.
+    """
+    return tensor.float().nan_to_num(0, 0, 0)
 
 
 def match_heads(key: Tensor, heads: int) -> Tensor:
@@ -118,7 +126,7 @@ def _parts_mass(
     weight = count_q.view(-1, block_q // sub_q)
     bias, scale = count_k.log(), query.shape[-1] ** -0.5
     heads = max(1, _bytes(SCORE_BYTES, query) // (4 * q.shape[-2] * k.shape[-2]))
-    tensors = [q, k] if words is None else [q, k, match_heads(words.transpose(1, 2).float(), q.shape[1])]
+    tensors = [q, k] if words is None else [q, k, match_heads(finite(words.transpose(1, 2)), q.shape[1])]
 
     def mass(q: Tensor, k: Tensor, words: Tensor | None = None) -> Tensor:
         logits = torch.baddbmm(bias, q, k.mT, alpha=scale)
@@ -144,10 +152,11 @@ def sampled_mass(query: Tensor, key: Tensor, order: Tensor, block_q: int, block_
     Returns:
         `torch.Tensor`: `(B, H, R / block_q, R / block_k)` float32, rows sum to 1.
     """
-    generator = torch.Generator().manual_seed(seed)
-    picks = [torch.randperm(size, generator=generator)[: max(1, size // 4)] for size in (block_q, block_k)]
-    (q, valid_q), (k, valid_k) = (_sample(x, order, p.to(order.device), b)
-                                  for x, p, b in zip((query, key), picks, (block_q, block_k)))  # fmt: skip
+    generator = torch.Generator("cpu").manual_seed(seed)
+    drawn = [torch.randperm(size, generator=generator, device="cpu") for size in (block_q, block_k)]
+    picks = [places[: max(1, len(places) // 4)].to(order.device) for places in drawn]
+    q, valid_q = _sample(query, order, picks[0], block_q)
+    k, valid_k = _sample(key, order, picks[1], block_k)
     k = match_heads(k, q.shape[1])
     scale = query.shape[-1] ** -0.5
 
@@ -169,4 +178,4 @@ def _sample(tokens: Tensor, order: Tensor, pick: Tensor, block: int) -> tuple[Te
     blocks = order.view(-1, block)
     rows = blocks[:, pick]
     rows = rows.where(rows >= 0, blocks[:, :1]).flatten()
-    return tokens.index_select(1, rows.clamp(min=0)).transpose(1, 2).float(), rows >= 0
+    return finite(tokens.index_select(1, rows.clamp(min=0)).transpose(1, 2)), rows >= 0

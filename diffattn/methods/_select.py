@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..grid import TokenGrid
-
 TOLERANCE = 1e-6  # of the cumulative thresholds, as published
 
 
@@ -17,7 +15,7 @@ def ranks(scores: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(-1, order, position)
 
 
-def top(scores: Tensor, count: int) -> Tensor:
+def largest(scores: Tensor, count: int) -> Tensor:
     """Bool, the `count` largest entries along the last dim."""
     chosen = torch.zeros_like(scores, dtype=torch.bool)
     best = scores.topk(min(count, scores.shape[-1]), dim=-1, sorted=False).indices
@@ -78,12 +76,6 @@ def similarity_cap(rows: Tensor, block: int, levels: tuple[int, ...], thresholds
         cosine = (unit[..., ::level, :] * unit[..., level - 1 :: level, :]).sum(-1).mean(-1)
         cap = torch.where(cosine > threshold, level, cap)
     return cap
-
-
-def video_density(density: float, grid: TokenGrid) -> float:
-    """What is left of `density` for pairs of video tokens when every pair with text is computed, at most 1."""
-    video = grid.video_tokens**2
-    return min(1.0, (density * grid.tokens**2 - (grid.tokens**2 - video)) / video)
 
 
 def extend_text(video: Tensor, query_tiles: int, key_blocks: int, value: int | bool) -> Tensor:

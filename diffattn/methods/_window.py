@@ -8,6 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..attention_config import plain_cpu
+
 
 @dataclass(frozen=True, eq=False)
 class Axis:
@@ -40,6 +42,7 @@ class Axis:
 
 
 @lru_cache(maxsize=4096)
+@plain_cpu()
 def axis(size: int, window: int, stride: int, dilation: int, causal: bool, tile: int) -> Axis:
     """Windows of `window` tokens (-1 for all) whose position moves in steps of `stride`, among every `dilation`-th.
 

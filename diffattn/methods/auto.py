@@ -13,13 +13,14 @@ from ..grid import TokenGrid
 from ..kernels.plan.plan import Plan
 from ..kernels.plan.tile_list import TileList
 from ._check import check_size
-from ._order import SIZES, block_order, block_size
+from ._order import SIZES, block_order, block_size, visual_rows
 from ._scores import block_mass
-from ._select import extend_text, video_density
+from ._select import extend_text
 
 LEVELS = {128: (1, 4, 16, 128), 64: (1, 4, 16, 64), 32: (1, 4, 16, 32), 16: (1, 8, 16)}  # by block; 8 is a cube
 GROWTH = 1 / 3  # of the error with the pool: with its edge, as the variance in a field that has edges itself
 LEAST_MASS = 1e-30  # so that a block without any estimated mass still has a price
+SPLIT = 1e-3  # between the first and the last block where all are alike: one price would put all at one level
 STEPS = 40  # of the bisection: to the last bit of float32
 
 
@@ -39,8 +40,8 @@ class AutoConfig(AttentionConfig):
     pools are compact; text is always exact.
 
     Args:
-        density (`float`, *optional*, defaults to 0.2): share of the query-key products to compute, a mean counting as
-            one.
+        density (`float`, *optional*, defaults to 0.2): share of the products between visual tokens to compute, a mean
+            counting as one. Products with text are all computed, on top.
         block (`int`, *optional*): tokens of a block; by default the largest of 128, 64, 32, 16 that gives 48 blocks.
 
     Example:
@@ -58,28 +59,21 @@ class AutoConfig(AttentionConfig):
     dynamic: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.density is None:
             raise ValueError("density must be above 0 and at most 1, got None")
         check_density(self.density)
         check_size("block", self.block, SIZES)
 
-    def plan(
-        self,
-        grid: TokenGrid,
-        query: Tensor | None = None,
-        key: Tensor | None = None,
-        *,
-        layer: int = 0,
-        device: torch.device | str = "cpu",
-    ) -> Plan:
+    def _plan(self, grid: TokenGrid, query: Tensor, key: Tensor, **_) -> Plan:
         block = self.block or block_size(grid, 48)
         levels = LEVELS[block]
         order, video = block_order(grid, "nested", block, query.device)
         tiles, all_tiles = video // block, len(order) // block
         mass = block_mass(query, key, order, block, block)[:, :, :tiles, :tiles]
-        level = extend_text(allocate(mass, video_density(self.density, grid), levels), all_tiles, all_tiles, 0)
+        level = extend_text(allocate(mass, self.density, levels), all_tiles, all_tiles, 0)
         lists = [TileList.from_mask(level == index, block // pool, pool) for index, pool in enumerate(levels)]
-        return Plan(grid.tokens, order[None, None], tuple(lists), block)
+        return Plan(grid.tokens, order[None, None], tuple(lists), block, visual=visual_rows(grid, video))
 
 
 def allocate(mass: Tensor, density: float, levels: tuple[int, ...]) -> Tensor:
@@ -102,12 +96,14 @@ def allocate(mass: Tensor, density: float, levels: tuple[int, ...]) -> Tensor:
     if density >= 1:
         return torch.zeros(mass.shape, dtype=torch.int64, device=mass.device)
     mass = mass.clamp(min=LEAST_MASS)
-    cost = 1 / torch.tensor(levels, dtype=torch.float64)
-    error = torch.tensor(levels, dtype=torch.float64) ** GROWTH
+    ramp = torch.linspace(1, 1 + SPLIT, mass.shape[-1], dtype=mass.dtype, device=mass.device)
+    mass = mass.where(mass.amin(-1, keepdim=True) < mass.amax(-1, keepdim=True), ramp)
+    pool = torch.tensor(levels, dtype=torch.float64, device="cpu")
+    cost, error = 1 / pool, pool**GROWTH
     worth = ((cost[:-1] - cost[1:]) / (error[1:] - error[:-1])).to(mass)  # descending
     saving = (cost[:-1] - cost[1:]).to(mass.device)
     ascending = mass.sort(dim=-1).values
-    low, high = (torch.full(mass.shape[:-1], bound, device=mass.device) for bound in (-80.0, 20.0))
+    low, high = (mass.new_full(mass.shape[:-1], bound) for bound in (-80.0, 20.0))
     for _ in range(STEPS):
         middle = (low + high) / 2
         finer = mass.shape[-1] - torch.searchsorted(ascending, middle.exp()[..., None] * worth, right=True)

@@ -9,18 +9,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..attention_config import AttentionConfig, check_density, register
+from ..attention_config import AttentionConfig, Default, check_density, register
 from ..grid import TokenGrid
 from ..kernels.plan.boxes import Boxes
 from ..kernels.plan.plan import Plan
 from ..kernels.plan.tile_list import TileList
 from ._check import check_triple
-from ._order import coordinates, pack, with_text
-from ._select import extend_text, video_density
+from ._order import coordinates, pack, visual_rows, with_text
+from ._select import extend_text
 from ._window import Axis, axis
 from ._window_search import block_rows, tile_shapes, visited_share, window_of_density
 
-DEFAULT_DENSITY = 0.2
 AXES = ("frames", "height", "width")
 FAR = 2**30  # beyond any coordinate
 
@@ -66,8 +65,8 @@ class NeighborhoodConfig(AttentionConfig):
     of the tiles they touch. Text attends to everything and everything to text.
 
     Args:
-        density (`float`, *optional*, defaults to 0.2): share of the query-key products to compute; sets window,
-            stride and tile to whole tiles of the grid, as near to it as these come.
+        density (`float`, *optional*, defaults to 0.2): share of the products between visual tokens to compute; sets
+            window, stride and tile to whole tiles of the grid, as near to it as these come.
         window (`tuple`, *optional*): tokens of the window, -1 for the whole axis, instead of `density`.
         stride (`tuple`, *optional*, defaults to `(1, 1, 1)`): queries that share a window; 1 slides, a whole tile is
             sliding tile attention, the window itself is blocked attention.
@@ -83,7 +82,7 @@ class NeighborhoodConfig(AttentionConfig):
     (0.09, 0.0, 11.1)
     """
 
-    density: float | None = None
+    density: float | None = Default(0.2)
     window: tuple[int, int, int] | None = None
     stride: tuple[int, int, int] | None = None
     dilation: tuple[int, int, int] = (1, 1, 1)
@@ -93,12 +92,9 @@ class NeighborhoodConfig(AttentionConfig):
     method: ClassVar[str] = "neighborhood"
 
     def __post_init__(self) -> None:
-        for name in ("window", "stride", "dilation", "causal", "tile"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        super().__post_init__()
+        self._choose_one("density", "window")
         check_density(self.density)
-        if self.density is not None and self.window is not None:
-            raise ValueError(f"give density ({self.density}) or window ({self.window}), not both: density sets it")
         if self.stride is not None and self.window is None:
             raise ValueError("stride goes with a window; with density it is a whole tile")
         check_triple("window", self.window, least=-1)
@@ -129,15 +125,7 @@ class NeighborhoodConfig(AttentionConfig):
         """
         return cls(window=(-1, 2 * height + 1, 2 * width + 1), **options)
 
-    def plan(
-        self,
-        grid: TokenGrid,
-        query: Tensor | None = None,
-        key: Tensor | None = None,
-        *,
-        layer: int = 0,
-        device: torch.device | str = "cpu",
-    ) -> Plan:
+    def _plan(self, grid: TokenGrid, **_) -> Plan:
         geometry = self._geometry(grid)
         block = block_rows(geometry.tile)
         order, video = _tile_order(grid, geometry, block)
@@ -149,7 +137,7 @@ class NeighborhoodConfig(AttentionConfig):
         visited, full = (extend_text(mask, tiles, tiles, True)[None, None] for mask in (visited, full))
         lists = TileList.from_mask(visited, block, partial=~full)
         boxes = None if lists.partial is None else _boxes(grid, geometry, order, video)
-        return Plan(grid.tokens, order[None, None], (lists,), block, boxes=boxes).to(device)
+        return Plan(grid.tokens, order[None, None], (lists,), block, boxes=boxes, visual=visual_rows(grid, video))
 
     def report(self, grid: TokenGrid) -> WindowReport:
         """Visited tiles, partial tiles and the bound on the speed-up on `grid`; nothing is planned."""
@@ -169,8 +157,7 @@ class NeighborhoodConfig(AttentionConfig):
     def _geometry(self, grid: TokenGrid) -> Geometry:
         sizes = (grid.frames, grid.height, grid.width)
         if self.window is None:
-            density = video_density(self.density or DEFAULT_DENSITY, grid)
-            density = max(density, 1 / grid.video_tokens)
+            density = max(self.density, 1 / grid.video_tokens)
             window, tile = window_of_density(grid, density, self.dilation, self.causal, self.tile)
             stride = tile
         else:

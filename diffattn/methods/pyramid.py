@@ -8,19 +8,33 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..attention_config import AttentionConfig, check_density, register
+from ..attention_config import AttentionConfig, Default, check_density, register
 from ..grid import TokenGrid
 from ..kernels.plan.plan import Plan
 from ..kernels.plan.tile_list import TileList
 from ..schedule import Schedule
-from ._check import check_choice, check_integer, check_levels, check_shares, check_size, paper_settings
-from ._order import ORDERS, SIZES, block_order, block_size
-from ._pyramid_paper import COMMON, PAPER_SETTINGS
+from ._check import check_choice, check_integer, check_levels, check_shares, check_size
+from ._order import ORDERS, SIZES, block_order, block_size, visual_rows
 from ._scores import block_mass, match_heads, sampled_mass
-from ._select import assign_levels, extend_text, similarity_cap, threshold_ends, video_density
+from ._select import assign_levels, extend_text, similarity_cap, threshold_ends
 
-DEFAULT_DENSITY = 0.2
 MIX = (2 / 7, 1 / 7, 0.0, 4 / 7)  # shares of the blocks at levels 1, 2, 4, 8 in the published quantile presets
+
+# arXiv 2512.04025, from the released configuration file; no layer is dense
+COMMON = {"block_q": 128, "block_k": 128, "order": "hilbert"}
+PUBLISHED = {
+    name: ({**COMMON, **options}, Schedule(dense_start=dense_start, dense_layers=0))
+    for name, dense_start, options in (
+        ("wan2.1-14b", 15 / 50, {"thresholds": (0.4, 0.5, 0.6, 0.8)}),
+        ("wan2.1-1.3b", 15 / 50, {"thresholds": (0.5, 0.6, 0.7, 0.8), "similarity": (0.70, 0.65, 0.60)}),
+        ("wan2.1-1.3b-topk", 15 / 50, {"quantiles": (0.05, 0.10, 0.15, 0.25), "block_k": 32}),
+        ("wan2.2-a14b", 12 / 40, {"thresholds": (0.5, 0.6, 0.6, 0.8), "block_k": 32}),
+        ("wan2.2-5b", 15 / 50, {"thresholds": (0.6, 0.7, 0.7, 0.8), "block_k": 32}),
+        ("cogvideox1.5-5b", 15 / 50, {"quantiles": (0.10, 0.15, 0.15, 0.35), "block_k": 32}),
+        ("cogvideox-5b", 15 / 50, {"quantiles": (0.10, 0.15, 0.15, 0.35), "order": "raster"}),
+        ("cogvideox-5b-4step", 0, {"quantiles": (0.05, 0.15, 0.25, 0.50), "order": "raster"}),
+    )
+}
 
 
 @register
@@ -34,8 +48,8 @@ class PyramidConfig(AttentionConfig):
     block, padding that counts, text unprotected), this follows the paper.
 
     Args:
-        density (`float`, *optional*, defaults to 0.2): share of the query-key products to compute, a pooled key
-            counting as one; levels are then filled in the proportions of the published presets.
+        density (`float`, *optional*, defaults to 0.2): share of the products between visual tokens to compute, a
+            pooled key counting as one; levels are then filled in the proportions of the published presets.
         thresholds (`tuple`, *optional*): ends of the levels as cumulated importance, instead of `density`.
         quantiles (`tuple`, *optional*): ends of the levels as shares of the blocks, instead of `density`.
         levels (`tuple`, *optional*, defaults to `(1, 2, 4, 8)`): pool sizes, powers of 2, ascending from 1.
@@ -58,7 +72,7 @@ class PyramidConfig(AttentionConfig):
     (0.25, [1, 2, 4, 8])
     """
 
-    density: float | None = None
+    density: float | None = Default(0.2)
     thresholds: tuple[float, ...] | None = None
     quantiles: tuple[float, ...] | None = None
     levels: tuple[int, ...] = (1, 2, 4, 8)
@@ -72,15 +86,12 @@ class PyramidConfig(AttentionConfig):
 
     method: ClassVar[str] = "pyramid"
     dynamic: ClassVar[bool] = True
+    published: ClassVar[dict] = PUBLISHED
 
     def __post_init__(self) -> None:
-        for name in ("thresholds", "quantiles", "levels", "similarity"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        super().__post_init__()
+        self._choose_one("density", "thresholds", "quantiles")
         check_density(self.density)
-        given = [name for name in ("density", "thresholds", "quantiles") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"give one of density, thresholds and quantiles, not {' and '.join(given)}")
         check_levels("levels", self.levels)
         for name in ("thresholds", "quantiles"):
             check_shares(name, getattr(self, name), len(self.levels), "levels")
@@ -92,58 +103,36 @@ class PyramidConfig(AttentionConfig):
         check_integer("seed", self.seed, least=0)
         check_shares("floor", (self.floor,), 1)
 
-    @classmethod
-    def from_paper(cls, name: str) -> PyramidConfig:
-        """The published settings of a model: `"wan2.1-14b"`, `"wan2.2-a14b"`, `"cogvideox-5b"`, ...
-
-        The dense steps that go with them are [`PyramidConfig.paper_schedule`].
-        """
-        return cls(**{**COMMON, **paper_settings(PAPER_SETTINGS, name, cls.method)["config"]})
-
-    @classmethod
-    def paper_schedule(cls, name: str) -> Schedule:
-        """The dense steps published with [`PyramidConfig.from_paper`]; no layer is dense."""
-        return Schedule(dense_layers=0, **paper_settings(PAPER_SETTINGS, name, cls.method)["schedule"])
-
-    def plan(
-        self,
-        grid: TokenGrid,
-        query: Tensor | None = None,
-        key: Tensor | None = None,
-        *,
-        layer: int = 0,
-        device: torch.device | str = "cpu",
-    ) -> Plan:
+    def _plan(self, grid: TokenGrid, query: Tensor, key: Tensor, **_) -> Plan:
         size = max(block_size(grid, 32), self.levels[-1])
         block_q, block_k = self.block_q or size, self.block_k or size
         order, video = block_order(grid, self.order, max(block_q, block_k), query.device)
-        level = self._levels(grid, query, key, order, video // block_q, video // block_k, block_q, block_k)
+        level = self._levels(query, key, order, video // block_q, video // block_k, block_q, block_k)
         level = extend_text(level, len(order) // block_q, len(order) // block_k, 1)
         lists = [TileList.from_mask(level == pool, block_k // pool, pool) for pool in self.levels]
-        return Plan(grid.tokens, order[None, None], tuple(lists), block_q)
+        return Plan(grid.tokens, order[None, None], tuple(lists), block_q, visual=visual_rows(grid, video))
 
-    def _levels(self, grid, query, key, order, tiles, blocks, block_q, block_k) -> Tensor:
+    def _levels(self, query, key, order, tiles, blocks, block_q, block_k) -> Tensor:
         """`(B, H, tiles, blocks)` level of every block of video keys for every tile of video queries."""
         if self.importance == "sampled":
             scores = sampled_mass(query, key, order, block_q, block_k, self.seed)
         else:
             scores = block_mass(query, key, order, block_q, block_k)
         scores = scores[:, :, :tiles, :blocks]
-        level = assign_levels(scores, self._ends(grid, scores), self.levels)
+        level = assign_levels(scores, self._ends(scores), self.levels)
         if self.similarity is not None:
             rows = key.index_select(1, order[: blocks * block_k].clamp(min=0)).transpose(1, 2)
             cap = similarity_cap(match_heads(rows, query.shape[2]), block_k, self.levels[1:], self.similarity)
             level = torch.minimum(level, cap[:, :, None])
         return level
 
-    def _ends(self, grid: TokenGrid, scores: Tensor) -> Tensor | list[int]:
+    def _ends(self, scores: Tensor) -> Tensor | list[int]:
         if self.thresholds is not None:
             return threshold_ends(scores, self.thresholds, self.floor)
         blocks = scores.shape[-1]
         if self.quantiles is not None:
-            return [min(blocks, int(blocks * end + 1e-9)) for end in self.quantiles]
-        density = DEFAULT_DENSITY if self.density is None else self.density
-        return level_ends(video_density(density, grid), blocks, self.levels)
+            return [int(blocks * end) for end in self.quantiles]  # rounded as in the released code
+        return level_ends(self.density, blocks, self.levels)
 
 
 def level_ends(density: float, blocks: int, levels: tuple[int, ...]) -> list[int]:
@@ -155,7 +144,8 @@ def level_ends(density: float, blocks: int, levels: tuple[int, ...]) -> list[int
     >>> level_ends(0.15, 20, (1, 2, 4, 8)), level_ends(1.0, 20, (1, 2, 4, 8))
     ([2, 3, 3, 7], [20, 20, 20, 20])
     """
-    mix = MIX if levels == (1, 2, 4, 8) else (MIX[0], *[(1 - MIX[0]) / (len(levels) - 1)] * (len(levels) - 1))
+    coarser = len(levels) - 1
+    mix = MIX if levels == (1, 2, 4, 8) else (MIX[0], *[(1 - MIX[0]) / max(coarser, 1)] * coarser)
     cost = sum(share / level for share, level in zip(mix, levels))
     if density <= cost:
         shares = [share * density / cost for share in mix]

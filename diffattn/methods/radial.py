@@ -11,19 +11,34 @@ import torch
 from diffusers.utils import logging
 from torch import Tensor
 
-from ..attention_config import AttentionConfig, check_density, register
+from ..attention_config import AttentionConfig, Default, check_density, register
 from ..grid import TokenGrid
 from ..kernels.plan.plan import Plan
 from ..kernels.plan.tile_list import TileList
 from ..schedule import Schedule
-from ._check import is_number
+from ._check import check_choice, check_size, is_number
+from ._order import SIZES, visual_rows
 from ._radial_official import official_tile_mask
-from ._radial_paper import PAPER_SETTINGS
 
 logger = logging.get_logger(__name__)
 
-DEFAULT_DECAY = 0.2
-TILE_SIZES = (128, 64, 32, 16)
+
+# arXiv 2506.19852, Section 5, and the released scripts
+PUBLISHED = {
+    name: (
+        {"decay": decay, "block_size": block_size, "model": "wan" if name.startswith("wan") else "hunyuan"},
+        Schedule(dense_start=dense_start, dense_layers=dense_layers),
+    )
+    for name, decay, block_size, dense_start, dense_layers in (
+        ("wan2.1-14b", 0.2, 128, 12 / 50, 1),
+        ("wan2.1-14b-2x", 1.0, 128, 2 / 50, 2),
+        ("wan2.1-14b-4step", 0.2, 128, 1, 1),
+        ("wan2.2-a14b", 0.8, 64, 11 / 40, 1),
+        ("hunyuan", 0.95, 128, 12 / 50, 0),
+        ("hunyuan-2x", 1.0, 128, 2 / 50, 2),
+        ("hunyuan-4x", 1.0, 128, 2 / 50, 2),
+    )
+}
 
 
 @register
@@ -36,9 +51,9 @@ class RadialConfig(AttentionConfig):
     every second, fourth, ... distance is kept. Text attends to everything and everything to text.
 
     Args:
-        density (`float`, *optional*): share of the query-key products to compute, at most; sets `decay`, and below
-            what that reaches narrows the near frames too. Tiles make it a step function: what was reached is
-            `Plan.density`.
+        density (`float`, *optional*): share of the products between visual tokens to compute, at most; sets `decay`,
+            and below what that reaches narrows the near frames too. Tiles make it a step function: what was reached
+            is `Plan.density`.
         decay (`float`, *optional*, defaults to 0.2): scale of the bands at distance 2 and more. At the published
             0.2 the official masks keep one tile to either side, whatever the distance.
         block_size (`int`, *optional*): tokens of a tile; by default the largest of 128, 64, 32, 16 that cuts a frame
@@ -56,91 +71,74 @@ class RadialConfig(AttentionConfig):
     """
 
     density: float | None = None
-    decay: float | None = None
+    decay: float | None = Default(0.2)
     block_size: int | None = None
     variant: str = "aligned"
     model: str = "wan"
 
     method: ClassVar[str] = "radial"
+    published: ClassVar[dict] = PUBLISHED
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self._choose_one("density", "decay")
         check_density(self.density)
-        if self.density is not None and self.decay is not None:
-            raise ValueError(f"give density ({self.density}) or decay ({self.decay}), not both: density sets decay")
         if self.decay is not None and not (is_number(self.decay) and self.decay >= 0):
             raise ValueError(f"decay must be at least 0, got {self.decay!r}")
-        if self.block_size not in (None, *TILE_SIZES):
-            raise ValueError(f"block_size must be one of {TILE_SIZES}, got {self.block_size!r}")
-        for name, known in (("variant", ("aligned", "official")), ("model", ("wan", "hunyuan"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        check_size("block_size", self.block_size, SIZES)
+        check_choice("variant", self.variant, ("aligned", "official"))
+        check_choice("model", self.model, ("wan", "hunyuan"))
         if self.variant == "official" and self.density is not None:
             raise ValueError("variant 'official' is steered by decay, not by density")
 
-    @classmethod
-    def from_paper(cls, name: str) -> RadialConfig:
-        """The published settings of a model: `"wan2.1-14b"`, `"wan2.2-a14b"`, `"hunyuan"`, ... (released scripts).
-
-        The steps and layers that go with them are [`RadialConfig.paper_schedule`].
-        """
-        return cls(**_paper(name)["config"])
-
-    @staticmethod
-    def paper_schedule(name: str) -> Schedule:
-        """The dense steps and layers published with [`RadialConfig.from_paper`]."""
-        return Schedule(**_paper(name)["schedule"])
-
-    def plan(
-        self,
-        grid: TokenGrid,
-        query: Tensor | None = None,
-        key: Tensor | None = None,
-        *,
-        layer: int = 0,
-        device: torch.device | str = "cpu",
-    ) -> Plan:
+    def _plan(self, grid: TokenGrid, **_) -> Plan:
         block = self.block_size or self._tile_size(grid)
         if self.variant == "official":
-            decay = DEFAULT_DECAY if self.decay is None else self.decay
-            mask = official_tile_mask(grid, block, decay, self.model)
-            order = _pad(torch.arange(grid.tokens), block)
+            mask = official_tile_mask(grid, block, self.decay, self.model)
+            order, visual = _pad(torch.arange(grid.tokens), block), visual_rows(grid, grid.video_tokens)
         else:
-            mask = self._aligned_mask(grid, block)
-            order = aligned_order(grid, block)
+            mask = self._video_mask(grid, block)
+            order, visual, mask = _with_text(grid, block, mask)
         lists = TileList.from_mask(mask[None, None], block)
-        return Plan(grid.tokens, order[None, None], (lists,), block).to(device)
+        return Plan(grid.tokens, order[None, None], (lists,), block, visual=visual)
 
     def _tile_size(self, grid: TokenGrid) -> int:
-        sizes = [size for size in TILE_SIZES if grid.frame_tokens >= 8 * size] or [TILE_SIZES[-1]]
+        sizes = [size for size in SIZES if grid.frame_tokens >= 8 * size] or [SIZES[-1]]
         if self.density is None:
             return sizes[0]
-        narrow = (aligned_tile_mask(grid, size, self.model, decay=0.0, near=0.0) for size in sizes)
-        fits = (size for size, mask in zip(sizes, narrow) if _share(mask, grid, size) <= self.density)
+        narrowest = (video_tile_mask(grid, size, self.model, decay=0.0, near=0.0) for size in sizes)
+        fits = (size for size, mask in zip(sizes, narrowest) if _density(mask, grid, size) <= self.density)
         return next(fits, sizes[-1])
 
-    def _aligned_mask(self, grid: TokenGrid, block: int) -> Tensor:
+    def _video_mask(self, grid: TokenGrid, block: int) -> Tensor:
         if self.density is None:
-            decay = DEFAULT_DECAY if self.decay is None else self.decay
-            return aligned_tile_mask(grid, block, self.model, decay)
+            return video_tile_mask(grid, block, self.model, self.decay)
         return _mask_of_density(grid, block, self.model, self.density)
 
 
-def aligned_order(grid: TokenGrid, block: int) -> Tensor:
-    """`(R,)` int64, token of each row: every frame, and the text, filled up with -1 to whole tiles."""
+def _with_text(grid: TokenGrid, block: int, mask: Tensor) -> tuple[Tensor, tuple[int, int] | None, Tensor]:
+    """Order `(R,)`, visual rows and tile mask `(N, N)` of the sequence, given the mask of the video.
+
+    Every frame, and the text, is filled up to whole tiles with -1.
+    """
     frames = torch.arange(grid.video_tokens).view(grid.frames, -1) + grid.video_start
     video = _pad(frames, block).flatten()
     text = _pad(torch.arange(grid.text) + grid.text_start, block)
-    return torch.cat((text, video) if grid.text_first else (video, text))
+    tiles = len(text) // block
+    if grid.text_first:
+        order, sides = torch.cat((text, video)), (tiles, 0, tiles, 0)
+    else:
+        order, sides = torch.cat((video, text)), (0, tiles, 0, tiles)
+    visual = visual_rows(grid, len(video), start=len(text) if grid.text_first else 0)
+    return order, visual, torch.nn.functional.pad(mask, sides, value=True)
 
 
-def aligned_tile_mask(grid: TokenGrid, block: int, model: str, decay: float, near: float = 1.0) -> Tensor:
-    """Boolean `(N, N)` mask over the tiles of `aligned_order`; `near` scales the windows at distance 0 and 1."""
+def video_tile_mask(grid: TokenGrid, block: int, model: str, decay: float, near: float = 1.0) -> Tensor:
+    """Boolean `(N, N)` mask over the tiles of the video; `near` scales the windows at distance 0 and 1."""
     reach = _tile_reach(grid, block, model, decay, near)  # (T, T)
     tiles = -(-grid.frame_tokens // block)
     offset = torch.arange(tiles).view(-1, 1, 1) - torch.arange(tiles)  # (tiles, 1, tiles)
-    video = (offset.abs() <= reach[:, None, :, None]).flatten(2, 3).flatten(0, 1)
-    text = -(-grid.text // block)
-    return torch.nn.functional.pad(video, (text, 0, text, 0) if grid.text_first else (0, text, 0, text), value=True)
+    return (offset.abs() <= reach[:, None, :, None]).flatten(2, 3).flatten(0, 1)
 
 
 def _tile_reach(grid: TokenGrid, block: int, model: str, decay: float, near: float) -> Tensor:
@@ -148,10 +146,11 @@ def _tile_reach(grid: TokenGrid, block: int, model: str, decay: float, near: flo
     frame = torch.arange(grid.frames)
     distance = (frame[:, None] - frame).abs()
     tokens = grid.frame_tokens
-    full = torch.tensor([2.0 ** tokens.bit_length() / 2.0 ** d.bit_length() for d in range(grid.frames)])[distance]
-    half_width = torch.where(distance <= 1, near * tokens, full * decay).clamp(block, tokens)
+    bands = [2.0 ** tokens.bit_length() / 2.0 ** d.bit_length() for d in range(grid.frames)]
+    band = torch.tensor(bands, dtype=torch.float32)[distance]  # before decay
+    half_width = torch.where(distance <= 1, near * tokens, band * decay).clamp(block, tokens)
     reach = (half_width / block).ceil().int()
-    stride = (block / (full * max(decay, 1))).clamp(min=1).int()
+    stride = (block / (band * max(decay, 1))).clamp(min=1).int()
     kept = (distance <= 1) | (distance % stride == 0)
     if model == "wan":
         sink = max(math.ceil(near * tokens / block), 1)
@@ -163,7 +162,7 @@ def _mask_of_density(grid: TokenGrid, block: int, model: str, density: float) ->
     """The densest mask of at most `density`: the widest decay that fits, then the widest near frames."""
 
     def fits(mask: Tensor) -> bool:
-        return _share(mask, grid, block) <= density
+        return _density(mask, grid, block) <= density
 
     def widest(low: float, high: float, make: Callable[[float], Tensor]) -> Tensor | None:
         if not fits(make(low)):
@@ -175,26 +174,24 @@ def _mask_of_density(grid: TokenGrid, block: int, model: str, density: float) ->
             low, high = (middle, high) if fits(make(middle)) else (low, middle)
         return make(low)
 
-    mask = widest(-24.0, 24.0, lambda exponent: aligned_tile_mask(grid, block, model, 2.0**exponent))
+    mask = widest(-24.0, 24.0, lambda exponent: video_tile_mask(grid, block, model, 2.0**exponent))
     if mask is None:
-        mask = widest(0.0, 1.0, lambda near: aligned_tile_mask(grid, block, model, 0.0, near))
+        mask = widest(0.0, 1.0, lambda near: video_tile_mask(grid, block, model, 0.0, near))
     if mask is None:
-        mask = aligned_tile_mask(grid, block, model, 0.0, 0.0)
-        least = _share(mask, grid, block)
+        mask = video_tile_mask(grid, block, model, 0.0, 0.0)
+        least = _density(mask, grid, block)
         logger.warning(f"radial attention on {grid} has density {least:.3f} at least, {density} was asked for")
     return mask
 
 
-def _share(mask: Tensor, grid: TokenGrid, block: int) -> float:
-    valid = (aligned_order(grid, block) >= 0).view(-1, block).sum(-1).double()
-    return float(valid @ mask.double() @ valid) / grid.tokens**2
+def _density(mask: Tensor, grid: TokenGrid, block: int) -> float:
+    """Share of the pairs of video tokens that lie in the tiles of a video mask."""
+    tiles = len(mask) // grid.frames
+    valid = torch.full((tiles,), block, dtype=torch.float64)
+    valid[-1] -= tiles * block - grid.frame_tokens
+    valid = valid.repeat(grid.frames)
+    return float(valid @ mask.double() @ valid) / grid.video_tokens**2
 
 
 def _pad(rows: Tensor, block: int) -> Tensor:
     return torch.nn.functional.pad(rows, (0, -rows.shape[-1] % block), value=-1)
-
-
-def _paper(name: str) -> dict:
-    if name not in PAPER_SETTINGS:
-        raise ValueError(f"no published radial settings for {name!r}, there are: {', '.join(PAPER_SETTINGS)}")
-    return PAPER_SETTINGS[name]

@@ -10,19 +10,34 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..attention_config import AttentionConfig, check_density, register
+from ..attention_config import AttentionConfig, Default, check_density, plain_cpu, register
 from ..grid import TokenGrid
 from ..kernels.plan.affine import Affine
 from ..kernels.plan.plan import Plan
 from ..kernels.plan.tile_list import TileList
 from ..schedule import Schedule
-from ._check import check_choice, check_shares, check_size, paper_settings
-from ._order import ORDERS, SIZES, block_order, block_size, coordinates
-from ._rectified_paper import COMMON, PAPER_SETTINGS
-from ._scores import block_shares, counts_of, match_heads, spread
-from ._select import TOLERANCE, extend_text, ranks, top, video_density
+from ._check import check_choice, check_shares, check_size
+from ._order import ORDERS, SIZES, block_order, block_size, coordinates, visual_rows
+from ._scores import block_shares, counts_of, finite, match_heads, spread
+from ._select import TOLERANCE, extend_text, largest, ranks
 
-DEFAULT_DENSITY = 0.2
+# arXiv 2511.19835, from the released scripts
+PUBLISHED = {
+    name: (
+        {"block": 128, "order": "hilbert", "mass": 0.3, "keep": keep, "first_frame": name.startswith("wan")},
+        Schedule(dense_start=dense_start, dense_layers=dense_layers),
+    )
+    for name, keep, dense_start, dense_layers in (
+        ("hunyuan", 0.20, 0, 0),
+        ("wan2.1-14b", 0.25, 5 / 50, 2),
+        ("wan2.1-14b-i2v", 0.25, 0, 2),
+        ("wan2.2-a14b", 0.15, 3 / 40, 2),
+        ("wan2.2-5b", 0.25, 5 / 50, 2),
+        ("cogvideox1.5-5b", 0.15, 5 / 50, 0),
+        ("cogvideox1.5-5b-i2v", 0.25, 5 / 50, 0),
+        ("flux-4096", 0.10, 0, 0),
+    )
+}
 
 
 @register
@@ -42,14 +57,17 @@ class RectifiedConfig(AttentionConfig):
     that nearly halves the error at a quarter of the products, on random fields it leaves a third.
 
     Args:
-        density (`float`, *optional*, defaults to 0.2): share of the query-key products to compute, neighbours
-            included.
+        density (`float`, *optional*, defaults to 0.2): share of the products between visual tokens to compute,
+            neighbours included.
         keep (`float`, *optional*): share of the blocks in the top-k, as published, instead of `density`; neighbours
             and blocks for `mass` come on top.
         mass (`float`, *optional*, defaults to 0): with `keep`, take more blocks until their P exceeds this; 0.3 as
             published.
         estimate (`str`, *optional*): `"parts"`, or `"block"` as published; by default `"block"` with `keep`.
         neighbors (`bool`, *optional*): keep blocks that touch the block of queries; by default with `keep`.
+        first_frame (`bool`, *optional*, defaults to `False`): keep the first `height * width // block` blocks of the
+            order for each other, as the released Wan scripts do. In raster order these are the first frame; along a
+            curve most of their tokens belong to other frames.
         gapr (`bool`, *optional*, defaults to `True`): correct only where that is estimated to pay; `False` corrects
             for every dropped block.
         block (`int`, *optional*): tokens of a block; by default the largest of 128, 64, 32, 16 that gives 32 blocks.
@@ -63,22 +81,24 @@ class RectifiedConfig(AttentionConfig):
     (0.25, (1, 2, 36))
     """
 
-    density: float | None = None
+    density: float | None = Default(0.2)
     keep: float | None = None
     mass: float = 0.0
     estimate: str | None = None
     neighbors: bool | None = None
+    first_frame: bool = False
     gapr: bool = True
     block: int | None = None
     order: str = "nested"
 
     method: ClassVar[str] = "rectified"
     dynamic: ClassVar[bool] = True
+    published: ClassVar[dict] = PUBLISHED
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self._choose_one("density", "keep")
         check_density(self.density)
-        if self.density is not None and self.keep is not None:
-            raise ValueError(f"give density ({self.density}) or keep ({self.keep}), not both")
         check_shares("keep", None if self.keep is None else (self.keep,), 1)
         check_shares("mass", (self.mass,), 1)
         if self.mass and self.keep is None:
@@ -86,29 +106,12 @@ class RectifiedConfig(AttentionConfig):
         for name, known in {"estimate": ("parts", "block"), "neighbors": (True, False)}.items():
             if getattr(self, name) is not None:
                 check_choice(name, getattr(self, name), known)
-        check_choice("gapr", self.gapr, (True, False))
+        for name in ("first_frame", "gapr"):
+            check_choice(name, getattr(self, name), (True, False))
         check_size("block", self.block, SIZES)
         check_choice("order", self.order, ORDERS)
 
-    @classmethod
-    def from_paper(cls, name: str) -> RectifiedConfig:
-        """The published settings of a model: `"hunyuan"`, `"wan2.1-14b"`, `"wan2.2-a14b"`, ..."""
-        return cls(**{**COMMON, **paper_settings(PAPER_SETTINGS, name, cls.method)["config"]})
-
-    @classmethod
-    def paper_schedule(cls, name: str) -> Schedule:
-        """The dense steps and layers published with [`RectifiedConfig.from_paper`]."""
-        return Schedule(**paper_settings(PAPER_SETTINGS, name, cls.method)["schedule"])
-
-    def plan(
-        self,
-        grid: TokenGrid,
-        query: Tensor | None = None,
-        key: Tensor | None = None,
-        *,
-        layer: int = 0,
-        device: torch.device | str = "cpu",
-    ) -> Plan:
+    def _plan(self, grid: TokenGrid, query: Tensor, key: Tensor, **_) -> Plan:
         block = self.block or block_size(grid, 32)
         order, video = block_order(grid, self.order, block, query.device)
         tiles, all_tiles = video // block, len(order) // block
@@ -119,13 +122,13 @@ class RectifiedConfig(AttentionConfig):
         scale = torch.nn.functional.pad(1 - weights.sum(-1, dtype=torch.float32), (0, all_tiles - tiles), value=1.0)
         lists = TileList.from_mask(extend_text(critical, all_tiles, all_tiles, True), block)
         post = Affine(scale, extend_text(weights, all_tiles, all_tiles, 0), block)
-        return Plan(grid.tokens, order[None, None], (lists,), block, post=post)
+        return Plan(grid.tokens, order[None, None], (lists,), block, post=post, visual=visual_rows(grid, video))
 
     def _shares(
         self, query: Tensor, key: Tensor, order: Tensor, block: int, words: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """P of blocks `(B, H, N, N)` and of text `(B, H, N)`, and what of P a dropped block would have in C."""
-        if self._published("estimate", "block"):
+        if self._as_published("estimate", "block"):
             (q, dq), (k, dk) = (spread(tokens, order, block) for tokens in (query, key))
             shares, text = pooled_shares(q, k, counts_of(order, block), words)
             return shares, text, shares.where(good_blocks(q, k, dq, dk), 0) if self.gapr else shares
@@ -133,7 +136,7 @@ class RectifiedConfig(AttentionConfig):
         gain = (shares - error).clamp_(min=0) if self.gapr else shares
         return shares[..., :-1], shares[..., -1], gain[..., :-1]
 
-    def _published(self, name: str, value: str | bool) -> bool:
+    def _as_published(self, name: str, value: str | bool) -> bool:
         """Whether an option has the published value, as it has by default with the published `keep`."""
         given = getattr(self, name)
         return self.keep is not None if given is None else given == value
@@ -141,19 +144,23 @@ class RectifiedConfig(AttentionConfig):
     def _critical(self, grid: TokenGrid, shares: Tensor, text: Tensor, block: int) -> Tensor:
         """`(B, H, N, N)` bool."""
         blocks = shares.shape[-1]
-        near = (
-            neighbor_blocks(grid, self.order, block).to(shares.device) if self._published("neighbors", True) else None
-        )
+        first = self._kept_first(grid, block, blocks).to(shares.device)
         if self.keep is None:
-            density = DEFAULT_DENSITY if self.density is None else self.density
-            count = max(1, round(video_density(density, grid) * blocks))
-            return top(shares if near is None else shares + 2 * near, count)
+            return largest(shares + 2 * first, max(1, round(self.density * blocks)))
         every = torch.cat((shares, text[..., None]), -1) if grid.text else shares  # text competes as one more block
         mass = every.sort(dim=-1, descending=True, stable=True).values.cumsum(-1)
-        least = every.shape[-1] if self.keep == 1 else int(self.keep * blocks + 1e-9)
+        drop = 1 - self.keep  # the released scripts say how much to drop, and round so
+        least = every.shape[-1] if self.keep == 1 else int((1 - drop) * blocks)
         count = ((mass <= self.mass + TOLERANCE).sum(-1, keepdim=True) + 1).clamp(min=least)
-        critical = (ranks(every) < count)[..., :blocks]
-        return critical if near is None else critical | near
+        return (ranks(every) < count)[..., :blocks] | first
+
+    def _kept_first(self, grid: TokenGrid, block: int, blocks: int) -> Tensor:
+        """`(N, N)` bool on the CPU: blocks that are critical whatever their share."""
+        kept = torch.zeros(blocks, blocks, dtype=torch.bool, device="cpu")
+        if self.first_frame:
+            frame = grid.frame_tokens // block
+            kept[:frame, :frame] = True
+        return kept | neighbor_blocks(grid, self.order, block) if self._as_published("neighbors", True) else kept
 
 
 def pooled_shares(q: Tensor, k: Tensor, counts: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,7 +177,7 @@ def pooled_shares(q: Tensor, k: Tensor, counts: Tensor, words: Tensor) -> tuple[
     scale = q.shape[-1] ** -0.5
     logits = [scale * q @ match_heads(k, q.shape[1]).mT + counts.log()]
     if words.shape[1]:
-        words = match_heads(words.transpose(1, 2).float(), q.shape[1])
+        words = match_heads(finite(words.transpose(1, 2)), q.shape[1])
         logits.append((scale * q @ words.mT).logsumexp(-1, keepdim=True))
     shares = torch.cat(logits, -1).softmax(-1)
     return shares[..., : len(counts)], shares[..., len(counts) :].sum(-1)
@@ -183,6 +190,7 @@ def good_blocks(q: Tensor, k: Tensor, dq: Tensor, dk: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=8)
+@plain_cpu()
 def neighbor_blocks(grid: TokenGrid, order: str, block: int) -> Tensor:
     """`(N, N)` bool: blocks of keys that hold a token of the block of queries or one of its 26 neighbours."""
     rows, video = block_order(TokenGrid(grid.frames, grid.height, grid.width), order, block)

@@ -8,21 +8,30 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..attention_config import AttentionConfig, check_density, register
+from ..attention_config import AttentionConfig, Default, check_density, register
 from ..grid import TokenGrid
 from ..kernels.plan.plan import Plan
 from ..kernels.plan.routed import RoutedRows
 from ..kernels.plan.tile_list import TileList
 from ..schedule import Schedule
-from ._check import check_choice, check_integer, check_shares, check_size, check_triple, paper_settings
-from ._order import SIZES, pack, with_text
+from ._check import check_choice, check_integer, check_shares, check_size, check_triple
+from ._order import SIZES, pack, visual_rows, with_text
 from ._partition import PARTITIONS, chunk_of_token, chunk_shape
-from ._routing import gate, route_threshold, route_top
-from ._scores import pooled
-from ._select import video_density
-from ._vmoba_paper import PAPER_SETTINGS
+from ._routing import chunk_means, route_threshold, route_top
+from ._scores import finite, match_heads, pooled
+from ._select import extend_text
 
-DEFAULT_DENSITY = 0.2
+# arXiv 2506.23858, Table 4 and Appendix A, for Wan2.1-1.3B; no layer is dense
+TRAINED = {"threshold": 0.25, "scope": "head"}
+PUBLISHED = {
+    name: ({"raw_scores": True, **options}, Schedule(dense_start=0.25, dense_layers=0))
+    for name, options in {
+        "wan2.1-480p": {"top_k": (2, 6, 18), "frames": 3, "area": (5, 13), "box": (7, 5, 13)},
+        "wan2.1-720p": {"top_k": (2, 10, 9), "frames": 3, "area": (9, 10), "box": (7, 15, 20)},
+        "train-576p": {**TRAINED, "frames": 3, "area": (6, 8), "box": (8, 12, 8)},
+        "train-480p": {**TRAINED, "frames": 3, "area": (5, 13), "box": (12, 10, 13)},
+    }.items()
+}
 
 
 @register
@@ -33,8 +42,8 @@ class VMoBAConfig(AttentionConfig):
     A query is matched with the mean key of each chunk. Its own chunk is always attended to, and so is text.
 
     Args:
-        density (`float`, *optional*, defaults to 0.2): share of the query-key products to compute; a top-k of so
-            large a share of the chunks.
+        density (`float`, *optional*, defaults to 0.2): share of the products between visual tokens to compute: each
+            query attends to that share of the chunks.
         top_k (`tuple`, *optional*): chunks a query attends to, its own included, for each partition, instead of
             `density`.
         threshold (`float`, *optional*): chunks are taken up to this share of the normalised scores, instead of
@@ -60,7 +69,7 @@ class VMoBAConfig(AttentionConfig):
     0.25
     """
 
-    density: float | None = None
+    density: float | None = Default(0.2)
     top_k: tuple[int, ...] | None = None
     threshold: float | None = None
     scope: str = "query"
@@ -74,15 +83,12 @@ class VMoBAConfig(AttentionConfig):
 
     method: ClassVar[str] = "vmoba"
     dynamic: ClassVar[bool] = True
+    published: ClassVar[dict] = PUBLISHED
 
     def __post_init__(self) -> None:
-        for name in ("top_k", "partitions", "area", "box"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        super().__post_init__()
+        self._choose_one("density", "top_k", "threshold")
         check_density(self.density)
-        given = [name for name in ("density", "top_k", "threshold") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"give one of density, top_k and threshold, not {' and '.join(given)}")
         if not isinstance(self.partitions, tuple) or not self.partitions:
             raise ValueError(f"partitions must be a tuple of {', '.join(PARTITIONS)}, got {self.partitions!r}")
         for partition in self.partitions:
@@ -98,30 +104,25 @@ class VMoBAConfig(AttentionConfig):
         check_choice("raw_scores", self.raw_scores, (True, False))
         check_size("block", self.block, SIZES)
 
-    @classmethod
-    def from_paper(cls, name: str) -> VMoBAConfig:
-        """The published settings: `"wan2.1-480p"`, `"wan2.1-720p"`, `"train-576p"`, ... (Table 4)."""
-        return cls(**paper_settings(PAPER_SETTINGS, name, cls.method)["config"])
-
-    @classmethod
-    def paper_schedule(cls, name: str) -> Schedule:
-        """The dense steps published with [`VMoBAConfig.from_paper`]."""
-        return Schedule(dense_layers=0, **paper_settings(PAPER_SETTINGS, name, cls.method)["schedule"])
-
-    def plan(
-        self,
-        grid: TokenGrid,
-        query: Tensor | None = None,
-        key: Tensor | None = None,
-        *,
-        layer: int = 0,
-        device: torch.device | str = "cpu",
-    ) -> Plan:
+    def _plan(self, grid: TokenGrid, query: Tensor, key: Tensor, layer: int, **_) -> Plan:
         chunk = chunk_of_token(grid, self._shape(grid, layer), query.device)
         block = self.block or next((size for size in SIZES if 2 * size <= int(chunk.bincount().max())), SIZES[-1])
-        order = with_text(pack(chunk, torch.arange(len(chunk), device=chunk.device), block), grid, block)
-        build = self._by_token if self.routing == "token" else self._by_tile
-        return build(grid, query, key, chunk, order, block, layer)
+        rows = pack(chunk, torch.arange(len(chunk), device=chunk.device), block)
+        order, video = with_text(rows, grid, block), len(rows)
+        chunk_of_tile = torch.repeat_interleave((chunk.bincount() + block - 1) // block)
+        means = chunk_means(key, order[:video], block, chunk_of_tile, self.raw_scores)
+        means = match_heads(means, query.shape[2]).mT
+        if self.routing == "token":
+            tokens = query[:, grid.video_start : grid.video_start + grid.video_tokens]
+            chosen = self._route(grid, finite(tokens.transpose(1, 2)) @ means, chunk, layer)
+            lists, q_rows = _lists_by_token(grid, chosen, chunk, block)
+        else:
+            tiles, _ = pooled(query, order[:video], block)
+            chosen = self._route(grid, tiles @ means, chunk_of_tile, layer)[..., chunk_of_tile]
+            all_tiles = len(order) // block
+            lists, q_rows = TileList.from_mask(extend_text(chosen, all_tiles, all_tiles, True), block), None
+        visual = visual_rows(grid, video)
+        return Plan(grid.tokens, order[None, None], (lists,), block, q_rows=q_rows, visual=visual)
 
     def _shape(self, grid: TokenGrid, layer: int) -> tuple[int, int, int] | int:
         partition = self.partitions[layer % len(self.partitions)]
@@ -135,11 +136,13 @@ class VMoBAConfig(AttentionConfig):
         return chunk_shape(grid, partition, self._density(grid))
 
     def _density(self, grid: TokenGrid) -> float | None:
-        if self.top_k is not None or self.threshold is not None:
+        if self.density is None:
             return None
-        return max(video_density(self.density or DEFAULT_DENSITY, grid), 1 / grid.video_tokens)
+        return max(self.density, 1 / grid.video_tokens)
 
-    def _route(self, grid: TokenGrid, scores: Tensor, own: Tensor, layer: int) -> Tensor:
+    def _route(self, grid: TokenGrid, scores: Tensor, chunk: Tensor, layer: int) -> Tensor:
+        """`(B, H, N, C)` bool, the chunks of N queries, or tiles of queries, that lie in the chunks `chunk` `(N,)`."""
+        own = torch.nn.functional.one_hot(chunk).bool()
         per_head = self.scope == "head"
         if self.threshold is not None:
             return route_threshold(scores, own, self.threshold, per_head)
@@ -147,34 +150,19 @@ class VMoBAConfig(AttentionConfig):
         count = self._density(grid) * chunks if self.top_k is None else self.top_k[layer % len(self.partitions)]
         return route_top(scores, own, max(count, 1), per_head)
 
-    def _by_token(self, grid, query, key, chunk, order, block, layer) -> Plan:
-        video = slice(grid.video_start, grid.video_start + grid.video_tokens)
-        scores = gate(query[:, video].transpose(1, 2), key[:, video].transpose(1, 2), chunk, self.raw_scores)
-        own = torch.nn.functional.one_hot(chunk).bool()
-        chosen = self._route(grid, scores, own, layer)
-        if grid.text:  # text is one more group of keys for all, and every query of it chooses every group
-            text = (grid.text, 0) if grid.text_first else (0, grid.text)
-            chosen = torch.nn.functional.pad(chosen, (0, 1, *text), value=True)
-        rows = RoutedRows.of(chosen.transpose(2, 3), block)
-        lists = _tiles_of_group(rows.groups(), chunk, grid, block)
-        return Plan(grid.tokens, order[None, None], (lists,), block, q_rows=rows)
 
-    def _by_tile(self, grid, query, key, chunk, order, block, layer) -> Plan:
-        tiles = (chunk.bincount() + block - 1) // block
-        chunk_of_tile = torch.repeat_interleave(tiles)
-        video = order[: len(chunk_of_tile) * block]
-        q, _ = pooled(query, video, block)
-        at = slice(grid.video_start, grid.video_start + grid.video_tokens)
-        scores = gate(q, key[:, at].transpose(1, 2), chunk, self.raw_scores)
-        chosen = self._route(grid, scores, torch.nn.functional.one_hot(chunk_of_tile).bool(), layer)
-        text = len(order) // block - len(chunk_of_tile)
-        mask = torch.nn.functional.pad(chosen[..., chunk_of_tile], (0, text, 0, text), value=True)
-        return Plan(grid.tokens, order[None, None], (TileList.from_mask(mask, block),), block)
+def _lists_by_token(grid: TokenGrid, chosen: Tensor, chunk: Tensor, block: int) -> tuple[TileList, RoutedRows]:
+    """Lists and query rows, given the chunks `(B, H, V, C)` that every query chose."""
+    if grid.text:  # text is one more group of keys for all, and every query of it chooses every group
+        text = (grid.text, 0) if grid.text_first else (0, grid.text)
+        chosen = torch.nn.functional.pad(chosen, (0, 1, *text), value=True)
+    rows = RoutedRows.of(chosen.transpose(2, 3), block)
+    return _tiles_of_group(rows.groups(), chunk, grid, block), rows
 
 
 def _tiles_of_group(group: Tensor, chunk: Tensor, grid: TokenGrid, block: int) -> TileList:
     """The KV tiles of the group of each query tile `(B, H, NQ)`; a group's tiles are consecutive."""
-    sizes = torch.cat((chunk.bincount(), torch.tensor([grid.text] * (grid.text > 0), device=chunk.device).long()))
+    sizes = torch.cat((chunk.bincount(), chunk.new_tensor([grid.text] * (grid.text > 0))))
     tiles = (sizes + block - 1) // block
     first = tiles.cumsum(0) - tiles
     counts = tiles[group].where(group >= 0, 0)

@@ -68,10 +68,8 @@ def oracle_levels(query, key, grid, density, block):
     row = rows_of_tokens(grid, block, nested)
     scores = block_mass(query, key, row, block, block)
     video = -(-grid.video_tokens // block)
-    pairs = grid.tokens**2 - grid.video_tokens**2
-    left = (density * grid.tokens**2 - pairs) / grid.video_tokens**2
     level = torch.ones_like(scores, dtype=torch.int64)
-    level[..., :video, :video] = greedy(scores[..., :video, :video], left, pools)
+    level[..., :video, :video] = greedy(scores[..., :video, :video], density, pools)
     return row, pools, level
 
 

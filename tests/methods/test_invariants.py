@@ -15,7 +15,6 @@ from diffattn import (
     AutoConfig,
     NeighborhoodConfig,
     PyramidConfig,
-    RadialConfig,
     RectifiedConfig,
     TokenGrid,
     VMoBAConfig,
@@ -25,10 +24,6 @@ from diffattn.analysis.synthetic import structured_qkv
 from diffattn.integration.placement import reorder_plan
 from diffattn.methods import METHODS as KNOWN
 from diffattn.methods._order import ORDERS, block_order, pack
-from diffattn.methods._pyramid_paper import PAPER_SETTINGS as PYRAMID_PAPER
-from diffattn.methods._radial_paper import PAPER_SETTINGS as RADIAL_PAPER
-from diffattn.methods._rectified_paper import PAPER_SETTINGS as RECTIFIED_PAPER
-from diffattn.methods._vmoba_paper import PAPER_SETTINGS as VMOBA_PAPER
 
 DYNAMIC = [
     AutoConfig(density=0.3),
@@ -42,12 +37,7 @@ DYNAMIC = [
     VMoBAConfig(density=0.2, routing="tile"),
 ]
 METHODS = [*DYNAMIC, NeighborhoodConfig(density=0.2), NeighborhoodConfig(window=(3, 4, 5))]
-PRESETS = [
-    *(PyramidConfig.from_paper(name) for name in PYRAMID_PAPER),
-    *(VMoBAConfig.from_paper(name) for name in VMOBA_PAPER),
-    *(RectifiedConfig.from_paper(name) for name in RECTIFIED_PAPER),
-    *(RadialConfig.from_paper(name) for name in RADIAL_PAPER),
-]
+PRESETS = [kind.from_paper(model) for kind in KNOWN.values() for model in kind.published]
 TEXT = TokenGrid(5, 9, 10, text=7, text_first=True)
 
 
@@ -240,7 +230,7 @@ def test_configurations_survive_json(config):
         ("pyramid", {"quantiles": (0.1, 0.2, 0.3, 1.4)}, "quantiles must lie between 0 and 1"),
         ("pyramid", {"density": 0.1, "thresholds": (0.4, 0.5, 0.6, 0.8)}, "one of density, thresholds"),
         ("pyramid", {"order": "gilbert"}, "order must be one of nested, hilbert, raster"),
-        ("rectified", {"density": 0.1, "keep": 0.2}, "density .* or keep"),
+        ("rectified", {"density": 0.1, "keep": 0.2}, "one of density, keep: got density=0.1 and keep=0.2"),
         ("rectified", {"mass": 0.3}, "give keep as well"),
         ("vmoba", {"top_k": (2, 4)}, "top_k must be 3 integers"),
         ("vmoba", {"scope": "batch"}, "scope must be one of query, head"),
@@ -249,7 +239,7 @@ def test_configurations_survive_json(config):
         ("neighborhood", {"window": (3, 3, 3), "stride": (1, 4, 1)}, "at least the stride"),
         ("neighborhood", {"stride": (1, 1, 1)}, "stride goes with a window"),
         ("neighborhood", {"window": (3, 3)}, "window must be 3 integers"),
-        ("neighborhood", {"density": 0.2, "window": (3, 3, 3)}, "density .* or window"),
+        ("neighborhood", {"density": 0.2, "window": (3, 3, 3)}, "one of density, window: got density=0.2"),
         ("neighborhood", {"causal": (True, False)}, "causal need a value for each"),
         ("pyramid", {"similarity": (0.5, 0.5)}, "similarity must be a tuple of 3"),
         ("pyramid", {"block_k": 16, "levels": (1, 32)}, "levels must be powers of 2 from 1 to 16"),
@@ -258,7 +248,7 @@ def test_configurations_survive_json(config):
         ("vmoba", {"frames": 0}, "frames must be an integer of at least 1"),
         ("vmoba", {"area": (4, 0)}, "area must be 2 integers of at least 1"),
         ("radial", {"decay": -1}, "decay must be at least 0"),
-        ("radial", {"density": 0.2, "decay": 0.5}, "density .* or decay"),
+        ("radial", {"density": 0.2, "decay": 0.5}, "one of density, decay: got density=0.2 and decay=0.5"),
         ("radial", {"block_size": 100}, "block_size must be one of"),
         ("auto", {"densty": 0.2}, "auto has no option densty; its options are: density, block"),
         ("neighborhood", {"blur": 1}, "neighborhood has no option blur"),

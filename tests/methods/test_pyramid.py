@@ -182,6 +182,30 @@ def test_level_ends_meet_the_density(density, blocks):
     assert abs(reached - density) <= 1 / blocks + 1e-9
 
 
+@pytest.mark.parametrize("levels", [(1,), (1, 16), (1, 2, 16), (1, 2, 4, 8, 16)], ids=str)
+@pytest.mark.parametrize("density", [0.1, 0.3, 1.0])
+def test_any_levels_meet_the_density(levels, density):
+    grid = TokenGrid(6, 12, 20)
+    query, key, _ = structured_qkv(grid, heads=2, dim=16)
+    plan = PyramidConfig(density=density, levels=levels).plan(grid, query, key)
+    assert abs(plan.density - density) <= 1 / 40 and set(plan.level_density) == set(levels)
+
+
+def test_one_level_takes_thresholds_and_quantiles():
+    grid = TokenGrid(5, 9, 10)
+    query, key, _ = structured_qkv(grid, heads=2, dim=16)
+    for options in ({"thresholds": (0.5,)}, {"quantiles": (0.5,)}, {"quantiles": (0.5,), "similarity": ()}):
+        plan = PyramidConfig(levels=(1,), **options).plan(grid, query, key)
+        assert set(plan.to_dense_levels().unique().tolist()) == {0, 1}
+
+
+def test_quantiles_are_rounded_as_in_the_released_code():
+    grid = TokenGrid(12, 12, 20)  # 180 blocks of 16; 0.35 times 180 is less than 63
+    query, key, _ = structured_qkv(grid, heads=1, dim=16)
+    plan = PyramidConfig(quantiles=(0.1, 0.15, 0.15, 0.35), block_q=16, block_k=16).plan(grid, query, key)
+    assert (sum(lists.counts for lists in plan.lists) == 62).all()
+
+
 def test_presets_of_the_paper():
     config = PyramidConfig.from_paper("wan2.1-14b")
     assert (config.thresholds, config.block_q, config.order) == ((0.4, 0.5, 0.6, 0.8), 128, "hilbert")

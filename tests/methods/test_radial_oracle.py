@@ -1,6 +1,7 @@
 """Radial Attention against a dense oracle: the band token by token, then the tiles that hold it."""
 
 from functools import lru_cache
+from itertools import product
 
 import pytest
 import torch
@@ -12,15 +13,18 @@ DECIMATED = TokenGrid(9, 5, 6)  # frames so small that bands are narrower than a
 DECIMATION_TILE = 128  # of the released code, whatever its tile size
 
 
-def half_width(i, j, s, narrowest, tile, decay, model):
-    """Tokens to either side that frame i sees of frame j (the released formula), None where the pair is dropped."""
+def half_width(i, j, s, narrowest, tile, decay, model, released=False):
+    """Tokens to either side that frame i sees of frame j, None where the pair is dropped.
+
+    The released code drops neighbouring frames by the same rule as those further off.
+    """
     distance = abs(i - j)
-    if distance <= 1 or (j == 0 and model == "wan"):
-        return s
     band = 2 ** s.bit_length() / 2 ** distance.bit_length()
-    if band < narrowest and distance % int(narrowest / band):
+    if j == 0 and model == "wan":
+        return s
+    if (distance > 1 or released) and band < narrowest and distance % int(narrowest / band):
         return None
-    return max(tile, band * decay)
+    return s if distance <= 1 else max(tile, band * decay)
 
 
 @lru_cache(maxsize=64)
@@ -51,15 +55,15 @@ def aligned_mask(grid, tile, decay, model, tokens):
     return mask
 
 
-def official_mask(grid, tile, decay, model):
-    """(S, S) bool: each pair of frames drawn where it lies among the tiles, and the tiles it fills well enough."""
+def official_tiles(grid, tile, decay, model):
+    """(N, N) bool: each pair of frames drawn where it lies among the tiles, and the tiles it fills well enough."""
     s, side = grid.frame_tokens, -(-grid.tokens // tile)
     blocks = torch.zeros(side, side, dtype=torch.bool)
     whole = grid.video_tokens // tile  # rows and columns from here on are dense
     blocks[whole:], blocks[:, whole:] = True, True
     for i in range(grid.frames):
         for j in range(grid.frames):
-            width = half_width(i, j, s, DECIMATION_TILE, tile, decay, model)
+            width = half_width(i, j, s, DECIMATION_TILE, tile, decay, model, released=True)
             if width is None:
                 continue
             n = -(-s // tile)
@@ -72,7 +76,13 @@ def official_mask(grid, tile, decay, model):
                     filled, heavy = int((columns > 0).sum()), int((columns / tile > 1 / 3).sum())
                     if filled and heavy / filled > 0.6:
                         blocks[i * s // tile + a, j * s // tile + b] = True
-    return blocks.repeat_interleave(tile, 0).repeat_interleave(tile, 1)[: grid.tokens, : grid.tokens]
+    return blocks
+
+
+def official_mask(grid, tile, decay, model):
+    """(S, S) bool."""
+    tiles = official_tiles(grid, tile, decay, model)
+    return tiles.repeat_interleave(tile, 0).repeat_interleave(tile, 1)[: grid.tokens, : grid.tokens]
 
 
 def check(config, grid, tensors, mask, tokens, dtype):
@@ -118,3 +128,21 @@ def test_official_equals_the_dense_oracle_at_size(grid):
     tensors, tokens = large_inputs(grid)
     mask = official_mask(grid, 128, 1.0, "wan")[tokens]
     check(RadialConfig(variant="official", decay=1.0), grid, tensors, mask, tokens, torch.float32)
+
+
+def test_official_drops_neighbouring_frames_of_few_tokens():
+    """Made by the released code (mit-han-lab/radial-attention at 72788d4)."""
+    plan = RadialConfig(variant="official", block_size=64, decay=3.0).plan(TokenGrid(2, 4, 16, text=64))
+    assert plan.lists[0].to_mask(3)[0, 0].int().tolist() == [[1, 0, 1], [1, 1, 1], [1, 1, 1]]
+
+
+SIZES = [(2, 2, 8), (3, 4, 8), (5, 5, 7), (2, 8, 8), (4, 9, 7), (6, 8, 12), (3, 10, 13), (9, 4, 4), (2, 12, 16)]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_official_tiles_equal_the_released_rule_token_by_token(size):
+    for text, tile, decay, model in product((0, 23, 64), (16, 32, 64, 128), (0.2, 1.0, 3.0), ("wan", "hunyuan")):
+        grid = TokenGrid(*size, text=text)
+        plan = RadialConfig(variant="official", block_size=tile, decay=decay, model=model).plan(grid)
+        wanted = official_tiles(grid, tile, decay, model)
+        assert torch.equal(plan.lists[0].to_mask(len(wanted))[0, 0], wanted), (text, tile, decay, model)

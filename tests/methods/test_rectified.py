@@ -58,14 +58,15 @@ def oracle(query, key, value, grid, config, block, tokens, exact=True):
     blocks = int(of.max()) + 1
     if config.keep is None:
         shares, text_share, gain = of_parts(query[:, video], key[:, video], key[:, text], row[video], block)
-        near_text = 2 * grid.video_tokens * grid.text + grid.text**2
-        count = round((config.density * grid.tokens**2 - near_text) / grid.video_tokens**2 * blocks)
+        count = round(config.density * blocks)
         critical = shares.argsort(-1, descending=True).argsort(-1) < count
     else:
         shares, text_share, gain = of_blocks(query[:, video], key[:, video], key[:, text], of)
         everything = torch.cat((shares, text_share), -1) if grid.text else shares
         ranked = everything.sort(-1, descending=True)
-        count = ((ranked.values.cumsum(-1) <= config.mass).sum(-1) + 1).clamp(min=int(config.keep * blocks + 1e-9))
+        count = ((ranked.values.cumsum(-1) <= config.mass).sum(-1) + 1).clamp(
+            min=int((1 - (1 - config.keep)) * blocks)
+        )
         critical = (everything.argsort(-1, descending=True).argsort(-1) < count[..., None])[..., :blocks]
         critical = critical | near_blocks(grid, of, blocks)
     weights = gain.masked_fill(critical, 0)
@@ -211,6 +212,38 @@ def test_several_means_are_nearer_to_dense_attention_than_one(text):
 def test_unknown_estimate():
     with pytest.raises(ValueError, match="estimate must be one of parts, block, got 'mean'"):
         RectifiedConfig(estimate="mean")
+
+
+def test_shares_are_rounded_as_in_the_released_scripts():
+    grid = TokenGrid(4, 8, 10)  # 20 blocks of 16; 1 - 0.8 is less than 0.2
+    query, key, _ = structured_qkv(grid, heads=2, dim=16)
+    config = RectifiedConfig(keep=0.2, neighbors=False, block=16)
+    assert (config.plan(grid, query, key).lists[0].counts == 3).all()
+
+
+def test_the_first_frame_sees_itself_on_request():
+    grid = TokenGrid(4, 8, 10, text=5, text_first=True)
+    query, key, _ = structured_qkv(grid, heads=2, dim=16)
+    plain, opened = (
+        RectifiedConfig(keep=0.1, neighbors=False, block=16, order="raster", first_frame=first).plan(grid, query, key)
+        for first in (False, True)
+    )
+    frame = slice(5, 85)  # 5 blocks
+    before, after = (plan.to_dense_mask() for plan in (plain, opened))
+    assert after[..., frame, frame].all() and not before[..., frame, frame].all()
+    after[..., frame, frame] = before[..., frame, frame]
+    assert torch.equal(after, before)
+    assert (
+        RectifiedConfig.from_paper("wan2.1-14b").first_frame and not RectifiedConfig.from_paper("hunyuan").first_frame
+    )
+
+
+def test_first_frame_with_a_density_stays_in_the_budget():
+    grid = TokenGrid(4, 8, 10)
+    query, key, _ = structured_qkv(grid, heads=2, dim=16)
+    config = RectifiedConfig(density=0.3, block=16, order="raster", first_frame=True)
+    plan = config.plan(grid, query, key)
+    assert plan.to_dense_mask()[..., :80, :80].all() and abs(plan.density - 0.3) <= 1 / 40
 
 
 def test_presets_of_the_paper():
