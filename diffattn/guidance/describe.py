@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .hook import GuidanceHook, Phase
+from .guidance_hook import GuidanceHook
+from .phases import Phase
 
 
 def describe_guidance(hook: GuidanceHook) -> dict[str, Any]:

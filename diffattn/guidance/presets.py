@@ -10,8 +10,9 @@ from pathlib import Path
 
 from torch import nn
 
-from .config import GuidanceConfig
-from .heads import FILE, HeadSet, resolve_heads
+from .guidance_config import GuidanceConfig
+from .head_names import resolve_heads
+from .head_set import FILE, HeadSet
 from .model import map_model
 
 

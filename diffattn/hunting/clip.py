@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .objectives import Objective
+from .objective import Objective
 
 FRAMES = 8  # of a clip that are looked at
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..guidance import Guided
-from ..guidance.hook import GuidanceHook, find_guidance
+from ..guidance.guidance_hook import GuidanceHook, find_guidance
 from ..integration.apply import find_transformers
 from .denoised import clean_sample, decode, listening
 from .runner import Runner, as_clips

@@ -12,14 +12,14 @@ from diffusers.utils import logging
 from torch import Tensor, nn
 
 from .._compat import quiet_pipeline
-from ..guidance import GuidanceConfig, Guided, guided
+from ..guidance import GuidanceConfig, Guided, HeadSet, guided
 from ..integration.apply import find_transformers
-from .objectives import Objective
+from .objective import Objective
 from .prompts import Pair
 
 logger = logging.get_logger(__name__)
 
-OURS = ("prompt", "generator", "return_dict", "num_videos_per_prompt", "num_images_per_prompt", "latents")
+SET_BY_THE_SEARCH = ("prompt", "generator", "return_dict", "num_videos_per_prompt", "num_images_per_prompt", "latents")
 
 
 class Runner:
@@ -50,7 +50,7 @@ class Runner:
         self.guidance, self.strength = guidance or GuidanceConfig(), strength
         self.batch_size, self.options = batch_size, {"output_type": "pt", **(options or {})}
         self.passes = 0.0
-        taken = [name for name in OURS if name in self.options]
+        taken = [name for name in SET_BY_THE_SEARCH if name in self.options]
         if taken:
             raise ValueError(f"a search sets {', '.join(taken)} itself: give prompts= and seeds=")
 
@@ -69,10 +69,7 @@ class Runner:
     @contextmanager
     def guided(self) -> Iterator[Guided]:
         """Within it the pipeline is guided, by no heads to begin with, and shows no bars of its own."""
-        options = {name: getattr(self.guidance, name) for name in ("target", "rows", "start", "stop", "rescale")}
-        if self.guidance.apply_to == "cond":
-            options["scale"] = self.guidance.scale
-        with quiet_pipeline(self.pipe), guided(self.pipe, (), apply_to=self.guidance.apply_to, **options) as run:
+        with quiet_pipeline(self.pipe), guided(self.pipe, HeadSet(guidance=self.guidance)) as run:
             yield run
 
     def generate(self, pair: int, size: int, run: Guided, **more: Any) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from diffusers.utils import logging
 from torch import Tensor
 
-from ..guidance.heads import HeadSet
+from ..guidance.head_set import HeadSet
 from ..guidance.model import ModelMap
 from .search import Round
 

@@ -12,16 +12,17 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from ..guidance import GuidanceConfig, HeadSet, resolve_heads
-from ..guidance.heads import check_strength, describe_model
-from ..guidance.hook import find_guidance
+from ..guidance.guidance_hook import find_guidance
+from ..guidance.head_set import describe_model
 from ..guidance.model import ModelMap, map_model
+from ..guidance.strengths import check_strength
 from ..integration.apply import find_transformers
 from ..integration.hook import find_hook
 from .gradient import GradientScreen
+from .hunt_report import write_report
 from .log import fingerprint
 from .objectives import as_objective
 from .prompts import describe, make_pairs
-from .report import write_report
 from .runner import Runner
 from .search import BASELINE, Estimate, Round, Settings, estimate_cost, search
 from .work import Work

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -15,7 +18,7 @@ PHASE = ("scale", "rescale", "heads", "layers", "skip_blocks", "strength")
 
 @dataclass(frozen=True)
 class GuidanceConfig:
-    """Everything but the heads.
+    """All options of guidance but the heads.
 
     Args:
         scale (`float`, *optional*, defaults to 3.0): w of `v_c + (g - 1)(v_c - v_u) + w (v_c - v_p)`.
@@ -104,11 +107,36 @@ class GuidanceConfig:
         return replace(self, **{name: value for name, value in options.items() if value is not None})
 
 
+def takes_guidance_options(function: Callable) -> Callable:
+    """Show the fields of [`GuidanceConfig`] as arguments of a function that takes them as `**options`."""
+    signature = inspect.signature(function)
+    *own, options = signature.parameters.values()
+    added = [
+        options.replace(name=field.name, kind=options.KEYWORD_ONLY, default=None, annotation=f"{field.type} | None")
+        for field in fields(GuidanceConfig)
+    ]
+    signature = signature.replace(parameters=[*own, *added])
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        signature.bind(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    checked.__signature__ = signature
+    line = inspect.getdoc(function) and next(
+        (line for line in function.__doc__.splitlines(keepends=True) if line.strip().startswith("options (")), None
+    )
+    if line:
+        described = GuidanceConfig.__doc__.partition("Args:\n")[2].rstrip() + "\n"
+        checked.__doc__ = function.__doc__.replace(line, described)
+    return checked
+
+
 def _check_schedule(schedule: Any, by: str) -> tuple | None:
     if schedule is None or len(schedule) == 0:
         return None
     entries = list(schedule.items()) if isinstance(schedule, dict) else list(schedule)
-    made = []
+    entries_read = []
     for entry in entries:
         if not isinstance(entry, (tuple, list)) or len(entry) != 2:
             raise ValueError(f"a schedule's entries are (when, scale or options), got {entry!r}")
@@ -121,13 +149,13 @@ def _check_schedule(schedule: Any, by: str) -> tuple | None:
         for name, low, high in (("scale", None, None), ("rescale", 0, 1)):
             if name in changes:
                 _check_number(name, changes[name], low, high)
-        made.append((when, changes))
-    order = [when for when, _ in made]
+        entries_read.append((when, changes))
+    order = [when for when, _ in entries_read]
     if by == "step" and len({type(when) for when in order}) > 1:
         raise ValueError(f"a schedule's steps are all counts (int) or all parts of the run (float), got {order}")
     if order != sorted(set(order), reverse=by == "sigma"):
         raise ValueError(f"a schedule by {by} goes {'down' if by == 'sigma' else 'up'}, got {order}")
-    return tuple(made)
+    return tuple(entries_read)
 
 
 def _check_number(name: str, value: Any, low: float | None = None, high: float | None = None) -> None:

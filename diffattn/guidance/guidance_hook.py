@@ -2,52 +2,37 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from diffusers.utils import logging
 from torch import Tensor, nn
 
-from .._compat import HookRegistry, ModelHook, StateManager, renamed_context
-from ..integration.progress import find_step
+from .._compat import CacheContextListener, add_listener, find_listener, remove_listener, renamed_context
+from ..integration.progress import PresentScheduler, find_step
 from .blocks import take_samples
 from .cfg import BOTH, COND, UNCOND, PipelineCfg
-from .combine import combine
-from .config import GuidanceConfig
-from .engine import Perturber, Prefix
+from .engine import Perturber
+from .formula import combine
+from .guidance_config import GuidanceConfig
 from .outputs import predictions, with_predictions
-from .selection import Selection
+from .per_thread import PerThread
+from .phases import Phase
+from .prefix import Prefix
 
 logger = logging.get_logger(__name__)
 
-HOOK = "diffattn.guidance"
+NAME = "diffattn.guidance"
 
-
-class _Context(StateManager):
-    """Where `cache_context` leaves what the pipeline knows of the call."""
-
-    def __init__(self) -> None:
-        super().__init__(None)
-        self.known: Any = None
-
-    def set_context(self, context: Any) -> None:
-        super().set_context(context)
-        self.known = context
-
-
-@dataclass(frozen=True)
-class Phase:
-    """What guidance does in some steps."""
-
-    scale: float
-    rescale: float
-    selection: Selection
+_counting = threading.Lock()
 
 
 @dataclass
-class _Call:
+class _Forward:
     """One forward of the transformer while it goes on."""
 
     kind: str
@@ -58,8 +43,8 @@ class _Call:
 
 
 @dataclass
-class _Cond:
-    """The conditional call, kept for the unconditional one of the same step."""
+class _CondPredictions:
+    """Of the conditional call, kept for the unconditional one of the same step."""
 
     step: int | None
     phase: Phase
@@ -68,21 +53,27 @@ class _Cond:
     returned: list[Tensor]
 
 
-class GuidanceHook(ModelHook):
+class _Run(PerThread):
+    """What the run of this thread knows."""
+
+    def __init__(self) -> None:
+        self.forward: _Forward | None = None
+        self.cond: _CondPredictions | None = None
+
+
+class GuidanceHook(CacheContextListener):
     """Guides one transformer.
 
-    It sits in torch's hooks of the module, which also run when a forward fails, so that nothing stays behind; the
-    registry of diffusers only tells it the cache context.
+    It sits in torch's hooks of the module, before and after its forward, which it leaves to others to wrap: offload,
+    step caches, layerwise casting. Threads may run the transformer at the same time.
 
     Args:
         perturber ([`Perturber`]): of the transformer.
         config ([`GuidanceConfig`]): when guidance is on.
         phases (`dict[int, Phase]`): by entry of the schedule, -1 without one.
         cfg ([`PipelineCfg`]): which call is which.
-        scheduler (`SchedulerMixin`, *optional*): tells the step where the pipeline does not.
+        scheduler ([`PresentScheduler`]): tells the step where the pipeline does not.
     """
-
-    _is_stateful = True
 
     def __init__(
         self,
@@ -90,23 +81,21 @@ class GuidanceHook(ModelHook):
         config: GuidanceConfig,
         phases: dict[int, Phase],
         cfg: PipelineCfg,
-        scheduler: Any = None,
+        scheduler: PresentScheduler,
     ) -> None:
         super().__init__()
         self.perturber, self.config, self.phases = perturber, config, phases
         self.cfg, self.scheduler = cfg, scheduler
-        self.context = _Context()
         self.passes, self.cost = 0, 0.0
-        self._call: _Call | None = None
-        self._cond: _Cond | None = None
-        self._said = False
+        self._run = _Run()
+        self._warned = False
         self._handles: list = []
         self._owner = weakref.ref(perturber.transformer)  # a copy of the hook keeps it
 
     def attach(self) -> None:
         """Put it on the transformer."""
         transformer = self.perturber.transformer
-        HookRegistry.check_if_exists_or_initialize(transformer).register_hook(self, HOOK)
+        add_listener(transformer, self, NAME)
         self._handles = [
             transformer.register_forward_pre_hook(self._before, with_kwargs=True),
             transformer.register_forward_hook(self._after, with_kwargs=True, always_call=True),
@@ -114,78 +103,78 @@ class GuidanceHook(ModelHook):
 
     def detach(self) -> None:
         """Take it off."""
+        self._end_forward()
         for handle in self._handles:
             handle.remove()
-        self.perturber.transformer._diffusers_hook.remove_hook(HOOK, recurse=False)
-
-    def reset_state(self, module: nn.Module) -> nn.Module:
-        return module
+        remove_listener(self.perturber.transformer, NAME)
 
     def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self._call = None
+        self._end_forward()
         if module is not self._owner():
             raise RuntimeError(
                 f"this {type(module).__name__} is a copy of one that diffattn guides, and diffusers' hooks make such "
                 "a copy run the weights of the original: call diffattn.unguide before copying"
             )
         inputs = self.perturber.begin(args, kwargs)
-        context = self.context.known
-        timestep = inputs.get("timestep", inputs.get("timesteps"))
-        step = find_step(context, self.scheduler, timestep)
+        context, scheduler = self.context, self.scheduler()
+        step = find_step(context, scheduler, inputs.get("timestep", inputs.get("timesteps")))
         at = None if step is None else step[0]
         kind = self.cfg.kind(context, inputs, at)
-        phase = self._phase(step, context)
+        phase = self._phase(step, context, scheduler)
         if phase is None:
             return
-        call = self._call = _Call(kind, at, phase)
+        forward = self._run.forward = _Forward(kind, at, phase)
         if self.config.apply_to == "uncond":
-            self._perturb_uncond(call, inputs)
+            self._perturb_uncond(forward, inputs)
         elif kind != UNCOND:
-            call.prefix = call.within.enter_context(self.perturber.recording(phase.selection))
+            forward.prefix = forward.within.enter_context(self.perturber.recording(phase.selection))
 
     def _after(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-        call, self._call = self._call, None
-        if call is None:
-            return None
-        call.within.close()
-        if output is None or self.config.apply_to == "uncond":
+        forward = self._end_forward()
+        if forward is None or output is None or self.config.apply_to == "uncond":
             return None
         found = predictions(output)
-        if call.kind == UNCOND:
-            return with_predictions(output, self._uncond(module, call, found))
-        perturbed = self._perturbed(module, call, args, kwargs, len(found[0]))
-        if call.kind == BOTH:
-            return with_predictions(output, self._both(module, call, found, perturbed))
-        phase = call.phase
-        made = [combine(c, p, scale=phase.scale, rescale=phase.rescale) for c, p in zip(found, perturbed)]
-        self._cond = _Cond(call.step, phase, found, perturbed, made)
-        return with_predictions(output, made)
+        if forward.kind == UNCOND:
+            return with_predictions(output, self._uncond(module, forward, found))
+        perturbed = self._perturbed(module, forward, args, kwargs, len(found[0]))
+        if forward.kind == BOTH:
+            return with_predictions(output, self._both(module, forward, found, perturbed))
+        phase = forward.phase
+        guided = [combine(c, p, scale=phase.scale, rescale=phase.rescale) for c, p in zip(found, perturbed)]
+        self._run.cond = _CondPredictions(forward.step, phase, found, perturbed, guided)
+        return with_predictions(output, guided)
 
-    def _phase(self, step: tuple[int, int] | None, context: Any) -> Phase | None:
+    def _end_forward(self) -> _Forward | None:
+        """Restore what the forward of this thread replaced; one that was interrupted is ended by the next."""
+        forward, self._run.forward = self._run.forward, None
+        if forward is not None:
+            forward.within.close()
+        return forward
+
+    def _phase(self, step: tuple[int, int] | None, context: Any, scheduler: Any) -> Phase | None:
         at, steps = (None, None) if step is None else step
         sigma = getattr(context, "sigma", None)
-        sigmas = getattr(self.scheduler, "sigmas", None)
-        if sigma is None and at is not None and sigmas is not None and at < len(sigmas):
-            sigma = float(sigmas[at])
+        if sigma is None and at is not None:
+            sigma = _sigma_of_step(scheduler, at)
         found = self.config.phase(at, steps, sigma)
         phase = None if found is None else self.phases[found[0]]
         off = phase is None or not phase.selection or (self.config.apply_to == "cond" and phase.scale == 0)
         return None if off else phase
 
-    def _perturb_uncond(self, call: _Call, inputs: dict) -> None:
-        selection = call.phase.selection
-        if call.kind == BOTH:
+    def _perturb_uncond(self, forward: _Forward, inputs: dict) -> None:
+        selection = forward.phase.selection
+        if forward.kind == BOTH:
             selection = selection.beside_others(len(inputs["hidden_states"]) // 2, first=True)
-        if call.kind != COND:
-            call.within.enter_context(self.perturber.perturbing(selection))
-        elif self.cfg.off and not self._said:
-            self._said = True
+        if forward.kind != COND:
+            forward.within.enter_context(self.perturber.perturbing(selection))
+        elif self.cfg.off and not self._warned:
+            self._warned = True
             logger.warning("apply_to='uncond' does nothing here: the pipeline runs without classifier-free guidance")
 
-    def _perturbed(self, module: nn.Module, call: _Call, args: tuple, kwargs: dict, batch: int) -> list[Tensor]:
+    def _perturbed(self, module: nn.Module, forward: _Forward, args: tuple, kwargs: dict, batch: int) -> list[Tensor]:
         """The perturbed pass of the conditional samples."""
-        selection, prefix = call.phase.selection, call.prefix
-        half = batch // 2 if call.kind == BOTH else 0
+        selection, prefix = forward.phase.selection, forward.prefix
+        half = batch // 2 if forward.kind == BOTH else 0
         if selection.samples not in (1, batch - half):
             raise ValueError(f"heads were chosen for {selection.samples} samples, {batch - half} are generated")
         if half and self.cfg.slices:
@@ -193,18 +182,20 @@ class GuidanceHook(ModelHook):
             (args, kwargs), prefix = take_samples((args, kwargs), batch, own), prefix.take(batch, own)
         elif half:
             selection = selection.beside_others(half, first=False)
-        with renamed_context(module, self.context.known, "_perturbed"):
+        with renamed_context(module, self.context, "_perturbed"):
             with self.perturber.perturbing(selection, prefix):
                 found = predictions(module.forward(*args, **kwargs))
-        self.passes += 1
-        self.cost += self.perturber.cost(selection, prefix)
+        with _counting:
+            self.passes += 1
+            self.cost += self.perturber.cost(selection, prefix)
         return found if not half or self.cfg.slices else [part[half:] for part in found]
 
-    def _both(self, module: nn.Module, call: _Call, found: list, perturbed: list) -> list[Tensor]:
-        return [
-            both + self._shift(module, call.phase, call.step, *both.chunk(2), p).repeat(2, *[1] * (both.ndim - 1))
-            for both, p in zip(found, perturbed)
-        ]
+    def _both(self, module: nn.Module, forward: _Forward, found: list, perturbed: list) -> list[Tensor]:
+        guided = []
+        for both, p in zip(found, perturbed):
+            shift = self._shift(module, forward.phase, forward.step, *both.chunk(2), p)
+            guided.append(both + torch.cat([shift, shift]))
+        return guided
 
     def _shift(
         self, module: nn.Module, phase: Phase, step: int | None, uncond: Tensor, cond: Tensor, perturbed: Tensor
@@ -216,14 +207,14 @@ class GuidanceHook(ModelHook):
         wanted = combine(cond, perturbed, uncond, scale=phase.scale, guidance_scale=g, rescale=phase.rescale)
         return wanted - combine(cond, uncond=uncond, guidance_scale=g)
 
-    def _uncond(self, module: nn.Module, call: _Call, found: list[Tensor]) -> list[Tensor]:
+    def _uncond(self, module: nn.Module, forward: _Forward, found: list[Tensor]) -> list[Tensor]:
         """The prediction that makes the pipeline's `u + g (c - u)` the guided one, c being returned already."""
-        last, self._cond = self._cond, None
-        if last is None or last.step != call.step:
+        last, self._run.cond = self._run.cond, None
+        if last is None or last.step != forward.step:
             raise RuntimeError("the unconditional call came before the conditional one of its step")
         if not last.phase.rescale:
             return [u + last.phase.scale * (c - p) for u, c, p in zip(found, last.cond, last.perturbed)]
-        g = self.cfg.scale(module, call.step)
+        g = self.cfg.scale(module, forward.step)
         if g == 1:
             return found
         options = {"scale": last.phase.scale, "guidance_scale": g, "rescale": last.phase.rescale}
@@ -235,5 +226,10 @@ class GuidanceHook(ModelHook):
 
 def find_guidance(transformer: nn.Module) -> GuidanceHook | None:
     """The hook of a transformer that is guided."""
-    registry = getattr(transformer, "_diffusers_hook", None)
-    return None if registry is None else registry.get_hook(HOOK)
+    return find_listener(transformer, NAME)
+
+
+def _sigma_of_step(scheduler: Any, step: int) -> float | None:
+    """The noise level at which a step begins, where the scheduler knows it."""
+    sigmas, call = getattr(scheduler, "sigmas", None), step * getattr(scheduler, "order", 1)
+    return float(sigmas[call]) if sigmas is not None and call < len(sigmas) else None
