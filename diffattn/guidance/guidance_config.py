@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -112,7 +113,12 @@ def takes_guidance_options(function: Callable) -> Callable:
     signature = inspect.signature(function)
     *own, options = signature.parameters.values()
     added = [
-        options.replace(name=field.name, kind=options.KEYWORD_ONLY, default=None, annotation=f"{field.type} | None")
+        options.replace(
+            name=field.name,
+            kind=options.KEYWORD_ONLY,
+            default=None,
+            annotation=f"{field.type.removesuffix(' | None')} | None",
+        )
         for field in fields(GuidanceConfig)
     ]
     signature = signature.replace(parameters=[*own, *added])
@@ -123,12 +129,9 @@ def takes_guidance_options(function: Callable) -> Callable:
         return function(*args, **kwargs)
 
     checked.__signature__ = signature
-    line = inspect.getdoc(function) and next(
-        (line for line in function.__doc__.splitlines(keepends=True) if line.strip().startswith("options (")), None
-    )
-    if line:
-        described = GuidanceConfig.__doc__.partition("Args:\n")[2].rstrip() + "\n"
-        checked.__doc__ = function.__doc__.replace(line, described)
+    if function.__doc__:
+        described = inspect.cleandoc(GuidanceConfig.__doc__).partition("Args:\n")[2] + "\n"
+        checked.__doc__ = re.sub(r"(?m)^    options \(.*\n", lambda _: described, inspect.cleandoc(function.__doc__))
     return checked
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
@@ -163,13 +164,16 @@ class HeadPerturbationGuidance(BaseGuidance):
 
 
 def _once(module: nn.Module, within: Callable[[tuple, dict], AbstractContextManager], cleanup: ExitStack) -> None:
-    """Run the next forward of `module` in a context; `cleanup` undoes it, also if the forward fails or never comes."""
+    """Run this thread's next forward of `module` in a context; `cleanup` undoes it, also if that forward fails."""
+    thread = threading.get_ident()
 
     def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        cleanup.enter_context(within(args, kwargs))
+        if threading.get_ident() == thread:
+            cleanup.enter_context(within(args, kwargs))
 
     def after(module: nn.Module, args: tuple, output: Any) -> None:
-        cleanup.close()
+        if threading.get_ident() == thread:
+            cleanup.close()
 
     cleanup.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
     cleanup.callback(module.register_forward_hook(after, always_call=True).remove)

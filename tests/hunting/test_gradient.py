@@ -4,9 +4,9 @@ from diffusers import AutoencoderKL, AutoencoderKLCogVideoX, AutoencoderKLHunyua
 from models.pipeline_builders import PIPELINES
 
 from diffattn.guidance import GuidanceConfig
+from diffattn.hunting import Objective, Sharpness
 from diffattn.hunting.denoised import clean_sample, decode
 from diffattn.hunting.gradient import GradientScreen
-from diffattn.hunting import Objective, Sharpness
 from diffattn.hunting.prompts import make_pairs
 from diffattn.hunting.runner import Runner
 
