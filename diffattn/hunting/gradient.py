@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..guidance import Guided
 from ..guidance.guidance_hook import GuidanceHook, find_guidance
 from ..integration.apply import find_transformers
-from .denoised import clean_sample, decode, listening
+from .denoised import clean_sample, decode, observed_steps
 from .runner import Runner, as_clips
 
 
@@ -27,7 +27,7 @@ class GraphHook(GuidanceHook):
     graph: list[Tensor] | None = None
 
     @classmethod
-    def instead_of(cls, hook: GuidanceHook) -> GraphHook:
+    def in_place_of(cls, hook: GuidanceHook) -> GraphHook:
         """In the place of a hook of the same settings."""
         made = cls(hook.perturber, hook.config, hook.phases, hook.cfg, hook.scheduler)
         hook.detach()
@@ -76,15 +76,15 @@ class GradientScreen:
 
     def _run(self, pair: int, strengths: dict[str, Tensor], leaves: list[Tensor]) -> list[Tensor]:
         pipe = self.runner.pipe
-        hooks = [GraphHook.instead_of(find_guidance(part)) for part in find_transformers(pipe)]
+        hooks = [GraphHook.in_place_of(find_guidance(part)) for part in find_transformers(pipe)]
         run = Guided(pipe)
         run.set_strengths(strengths)
         totals = [torch.zeros_like(leaf) for leaf in leaves]
-        heard = 0
+        observed = 0
 
-        def listener(output: Tensor, sample: Tensor, timestep: Any) -> None:
-            nonlocal heard
-            heard += 1
+        def observe(output: Tensor, sample: Tensor, timestep: Any) -> None:
+            nonlocal observed
+            observed += 1
             for perturbed in [graph for graph in (hook.take() for hook in hooks) if graph is not None]:
                 wanted, weight = self._wanted(output, sample, timestep, pair)
                 found = torch.autograd.grad(perturbed, leaves, wanted.to(perturbed), allow_unused=True)
@@ -93,9 +93,9 @@ class GradientScreen:
                     if own is not None:
                         total.add_(own, alpha=weight)
 
-        with listening(pipe.scheduler, listener):
+        with observed_steps(pipe.scheduler, observe):
             self.runner.generate(pair, 1, run, output_type="latent")
-        if not heard:
+        if not observed:
             raise ValueError(f"{type(pipe).__name__} does not step its scheduler: use screen=None")
         return totals
 
