@@ -1,4 +1,4 @@
-"""Turning guidance by perturbed heads on and off."""
+"""Turns guidance by perturbed heads on and off."""
 
 from __future__ import annotations
 
@@ -36,28 +36,32 @@ def guide(
     share_prefix: bool = True,
     **options: Any,
 ) -> None:
-    """Guide a pipeline away from what its transformer predicts with some attention heads perturbed.
+    """Guide a pipeline away from the prediction that its transformer makes with some attention heads perturbed.
 
-    Every prediction becomes `v_c + (g - 1)(v_c - v_u) + w (v_c - v_p)`: g and `v_u` are the pipeline's own
-    classifier-free guidance, if it does any, and `v_p` comes from one more pass, which starts at the first perturbed
-    block. Guidance with all heads of a layer is PAG or STG-A, with skipped blocks SLG or STG-R. A second call
-    replaces the first.
+    Every prediction becomes `v_c + (g - 1)(v_c - v_u) + w (v_c - v_p)`. The scale g and the unconditional prediction
+    `v_u` belong to the pipeline's classifier-free guidance, if there is any. The perturbed prediction `v_p` comes from
+    an extra pass, which starts at the first perturbed block. Perturbing all heads of a layer is PAG or STG-A, skipping
+    blocks is SLG or STG-R. A second call replaces the first.
+
+    Offload, step caches, layerwise casting and sparse attention may be turned on and off before or after. Several
+    threads may run a guided transformer at the same time.
 
     Args:
         pipe (`DiffusionPipeline` or `ModelMixin`): what to guide: all transformers of a pipeline, or one transformer.
         heads (*optional*): `(layer, head)` pairs, with the layer by number or qualified name; `{(layer, head):
             strength}`; a [`HeadSet`]; the name of a preset, a JSON file or a repository of the Hub with one. Without
             heads, layers and blocks: the preset of the model.
-        layers (`list`, *optional*): layers of which all heads are perturbed, by number or qualified name.
-        skip_blocks (`list`, *optional*): blocks that are skipped.
+        layers (`list`, *optional*): layers to perturb in all their heads, by number or qualified name.
+        skip_blocks (`list`, *optional*): blocks to skip in the perturbed pass, by number or qualified name.
         strength (`float`, *optional*, defaults to 1.0): u, from 0 to 1: each head gives `O + u (target - O)`.
             Multiplies the strengths that heads have of their own.
-        cfg_scale (`float`, *optional*): g, where `rescale` or PixArt needs it and the pipeline does not tell.
+        cfg_scale (`float`, *optional*): g, where it is needed and the pipeline does not reveal it: with `rescale`,
+            with PixArt, or if a copy of `pipe` runs.
         local ([`AttentionConfig`], *optional*): the sparse attention of `target="local"`, [`NeighborhoodConfig`] by
             default.
         share_prefix (`bool`, *optional*, defaults to `True`): start the extra pass at its first perturbed block. The
             result is the same; it costs memory for the inputs of one block and the attention output of one layer.
-        options (*optional*): the fields of [`GuidanceConfig`], which a head set may bring as well.
+        options (*optional*): the fields of [`GuidanceConfig`]; by default those of the head set.
 
     Raises:
         TypeError: `pipe` has no supported transformer, or an option that does not exist.
@@ -78,7 +82,7 @@ def guide(
         config = found.guidance.changed(**options)
         if options.get("scale") is not None and config.apply_to == "uncond":
             raise ValueError(
-                "scale has no meaning with apply_to='uncond', which perturbs v_u of guidance that is there"
+                "scale has no meaning with apply_to='uncond', which perturbs the pass with the negative prompt"
             )
         perturber = Perturber(transformer, local, share_prefix)
         found = resolve_heads(perturber.model, found, strength=strength, guidance=config)
@@ -91,7 +95,7 @@ def guide(
 
 
 def unguide(pipe: Any) -> None:
-    """Take guidance off again. Without effect where there is none.
+    """Remove guidance. No effect on a pipeline that is not guided.
 
     Args:
         pipe (`DiffusionPipeline` or `ModelMixin`): that [`guide`] was called with.

@@ -48,7 +48,7 @@ class Skip:
         self.names = list(inspect.signature(type(block).forward).parameters)[1:]
         self.order: Any = None
 
-    def in_place_of(self, forward: Callable, active: Sequence[bool] | None = None) -> Callable:
+    def skipped_forward(self, forward: Callable, active: Sequence[bool] | None = None) -> Callable:
         """The forward of the skipped block; samples that are not active run it all the same."""
 
         def run(*args, **kwargs):

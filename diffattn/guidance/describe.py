@@ -1,4 +1,4 @@
-"""What guidance is on, in a line."""
+"""The guidance of a transformer, as a dictionary and as one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .phases import Phase
 
 
 def describe_guidance(hook: GuidanceHook) -> dict[str, Any]:
-    """JSON-ready: settings, and what the perturbed passes have been so far.
+    """JSON-ready settings, and the perturbed passes so far.
 
     `perturbed_passes` counts calls, `whole_passes` the blocks they ran over the blocks there are.
     """

@@ -1,4 +1,4 @@
-"""The perturbed pass of one transformer, and what it takes over from the unperturbed one."""
+"""The perturbed pass of one transformer, and what it reuses of the unperturbed one."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Perturber:
 
     @contextmanager
     def recording(self, selection: Selection) -> Iterator[Prefix]:
-        """Within it the transformer runs as always; the prefix holds what `perturbing` may take over."""
+        """Within it the transformer runs unperturbed; the prefix records what `perturbing` may reuse."""
         prefix, first = Prefix(), selection.first_block(self.model)
         with ExitStack() as stack:
             if first is not None and self._may_share():
@@ -88,13 +88,13 @@ class Perturber:
 
     @contextmanager
     def perturbing(self, selection: Selection, prefix: Prefix | None = None) -> Iterator[None]:
-        """Within it the transformer runs perturbed, from the first perturbed block on if there is a prefix."""
+        """Within it the transformer runs perturbed, with a prefix from the first perturbed block on."""
         first = selection.first_block(self.model)
         reused = {}
         with ExitStack() as stack:
             for name in selection.skipped:
                 skip = self._skips.setdefault(name, Skip(self.transformer.get_submodule(name)))
-                stack.enter_context(self._block(name, partial(skip.in_place_of, active=selection.skipping)))
+                stack.enter_context(self._block(name, partial(skip.skipped_forward, active=selection.skipping)))
             if self._is_complete(prefix, first):
                 *before, name = self.model.blocks[: first + 1]
                 for block in before:
@@ -108,7 +108,7 @@ class Perturber:
             yield
 
     def cost(self, selection: Selection, prefix: Prefix | None = None) -> float:
-        """Blocks that run in a perturbed pass, over all blocks."""
+        """The share of the blocks that run in a perturbed pass."""
         first = selection.first_block(self.model)
         return 1 - first / len(self.model.blocks) if self._is_complete(prefix, first) else 1.0
 

@@ -1,4 +1,4 @@
-"""The one formula of guidance, for predictions of any kind: noise, velocity or clean sample."""
+"""The formula of guidance, for predictions of any kind: noise, velocity or clean sample."""
 
 from __future__ import annotations
 
@@ -31,3 +31,38 @@ def combine(
         return out
     spread = [tensor.std(list(range(1, tensor.ndim)), keepdim=True) for tensor in (cond, out)]
     return out * (rescale * spread[0] / spread[1] + 1 - rescale)
+
+
+def shift_of_batch(
+    cond: Tensor, perturbed: Tensor, uncond: Tensor, *, scale: float, guidance_scale: float | None, rescale: float
+) -> Tensor:
+    """What added to both `v_c` and `v_u` makes a pipeline's `u + g (c - u)` the result of [`combine`].
+
+    Without `rescale` this does not depend on g, which may then be None.
+    """
+    if not rescale:
+        return scale * (cond - perturbed)
+    wanted = combine(cond, perturbed, uncond, scale=scale, guidance_scale=guidance_scale, rescale=rescale)
+    return wanted - combine(cond, uncond=uncond, guidance_scale=guidance_scale)
+
+
+def uncond_after(
+    returned: Tensor,
+    cond: Tensor,
+    perturbed: Tensor,
+    uncond: Tensor,
+    *,
+    scale: float,
+    guidance_scale: float | None,
+    rescale: float,
+) -> Tensor:
+    """The u that makes a pipeline's `u + g (c - u)` the result of [`combine`], its c being `returned` already.
+
+    Without `rescale` this does not depend on g, which may then be None.
+    """
+    if not rescale:
+        return uncond + scale * (cond - perturbed)
+    if guidance_scale == 1:
+        return uncond
+    wanted = combine(cond, perturbed, uncond, scale=scale, guidance_scale=guidance_scale, rescale=rescale)
+    return (wanted - guidance_scale * returned) / (1 - guidance_scale)

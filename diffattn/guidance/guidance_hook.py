@@ -17,7 +17,7 @@ from ..integration.progress import PresentScheduler, find_step
 from .blocks import take_samples
 from .cfg import BOTH, COND, UNCOND, PipelineCfg
 from .engine import Perturber
-from .formula import combine
+from .formula import combine, shift_of_batch, uncond_after
 from .guidance_config import GuidanceConfig
 from .outputs import predictions, with_predictions
 from .per_thread import PerThread
@@ -191,37 +191,26 @@ class GuidanceHook(CacheContextListener):
         return found if not half or self.cfg.slices else [part[half:] for part in found]
 
     def _both(self, module: nn.Module, forward: _Forward, found: list, perturbed: list) -> list[Tensor]:
-        guided = []
+        """Predictions of a batch [uncond; cond] whose `u + g (c - u)` is the guided one."""
+        options, guided = self._formula_options(module, forward.phase, forward.step), []
         for both, p in zip(found, perturbed):
-            shift = self._shift(module, forward.phase, forward.step, *both.chunk(2), p)
+            uncond, cond = both.chunk(2)
+            shift = shift_of_batch(cond, p, uncond, **options)
             guided.append(both + torch.cat([shift, shift]))
         return guided
 
-    def _shift(
-        self, module: nn.Module, phase: Phase, step: int | None, uncond: Tensor, cond: Tensor, perturbed: Tensor
-    ) -> Tensor:
-        """What goes on top of classifier-free guidance."""
-        if not phase.rescale:
-            return phase.scale * (cond - perturbed)
-        g = self.cfg.scale(module, step)
-        wanted = combine(cond, perturbed, uncond, scale=phase.scale, guidance_scale=g, rescale=phase.rescale)
-        return wanted - combine(cond, uncond=uncond, guidance_scale=g)
-
     def _uncond(self, module: nn.Module, forward: _Forward, found: list[Tensor]) -> list[Tensor]:
-        """The prediction that makes the pipeline's `u + g (c - u)` the guided one, c being returned already."""
+        """The unconditional prediction that makes `u + g (c - u)` the guided one, c being returned already."""
         last, self._run.cond = self._run.cond, None
         if last is None or last.step != forward.step:
             raise RuntimeError("the unconditional call came before the conditional one of its step")
-        if not last.phase.rescale:
-            return [u + last.phase.scale * (c - p) for u, c, p in zip(found, last.cond, last.perturbed)]
-        g = self.cfg.scale(module, forward.step)
-        if g == 1:
-            return found
-        options = {"scale": last.phase.scale, "guidance_scale": g, "rescale": last.phase.rescale}
-        return [
-            (combine(c, p, u, **options) - g * returned) / (1 - g)
-            for u, c, p, returned in zip(found, last.cond, last.perturbed, last.returned)
-        ]
+        options = self._formula_options(module, last.phase, forward.step)
+        parts = zip(last.returned, last.cond, last.perturbed, found)
+        return [uncond_after(*tensors, **options) for tensors in parts]
+
+    def _formula_options(self, module: nn.Module, phase: Phase, step: int | None) -> dict[str, Any]:
+        g = self.cfg.scale(module, step) if phase.rescale else None
+        return {"scale": phase.scale, "guidance_scale": g, "rescale": phase.rescale}
 
 
 def find_guidance(transformer: nn.Module) -> GuidanceHook | None:

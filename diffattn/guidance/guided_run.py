@@ -18,10 +18,10 @@ from .selection import Selection, make_selection
 
 
 class Guided:
-    """A pipeline while it is guided, with heads that may change between runs.
+    """A guided pipeline whose heads may change between runs.
 
     Args:
-        pipe (`DiffusionPipeline` or `ModelMixin`): that [`guide`] was called with.
+        pipe (`DiffusionPipeline` or `ModelMixin`): the one that [`guide`] was called with.
     """
 
     def __init__(self, pipe: Any) -> None:
@@ -39,11 +39,11 @@ class Guided:
 
     @property
     def cost(self) -> float:
-        """The same in units of whole passes: blocks that ran over all blocks."""
+        """Their cost in whole passes: blocks that ran over all blocks."""
         return sum(hook.cost for hook in self.hooks)
 
     def set_heads(self, heads: Any, strength: float | None = None) -> None:
-        """Other heads from the next step on, the settings as they were.
+        """Use other heads from the next step on, with the same settings.
 
         Args:
             heads: as in [`guide`].
@@ -54,7 +54,7 @@ class Guided:
             hook.phases = make_phases(hook.perturber.model, found)
 
     def set_heads_per_sample(self, heads: Sequence[Any], strength: float | None = None) -> None:
-        """Other heads for every sample of the batch: what one sample perturbs changes no other.
+        """Use other heads for every sample of the batch: the heads of one sample do not affect the others.
 
         Args:
             heads (`list`): for each conditional sample of the batch, heads as in [`guide`]; `[]` for none.
@@ -66,7 +66,7 @@ class Guided:
             self._set(hook, stack_selections(model, sets, hook.config))
 
     def set_strengths(self, strengths: dict[str, torch.Tensor]) -> None:
-        """u `(1|B, H)` by qualified layer name, as tensors: gradients of the prediction reach them."""
+        """Use u `(1|B, H)` by qualified layer name, as tensors that receive gradients of the prediction."""
         for hook in self.hooks:
             config = hook.config
             selection = make_selection(hook.perturber.model, strengths, target=config.target, rows=config.rows)

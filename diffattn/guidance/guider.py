@@ -1,4 +1,4 @@
-"""The same guidance as a guider of diffusers, for modular pipelines and others that have one."""
+"""Guidance by perturbed heads as a diffusers guider, for pipelines that have a guider component."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ TRAIN_STEPS = 1000
 class HeadPerturbationGuidance(BaseGuidance):
     """Classifier-free guidance and guidance by perturbed heads: `v_c + (g - 1)(v_c - v_u) + w (v_c - v_p)`.
 
-    The formula is the same whether classifier-free guidance is on or not, and the same as that of [`guide`].
+    The formula is that of [`guide`], with and without classifier-free guidance. Use a guider in one thread at a time.
 
     Args:
-        heads, layers, skip_blocks (*optional*): as in [`guide`]; one of the three is needed.
-        guidance_scale (`float`, *optional*, defaults to 5.0): g; 1 is no classifier-free guidance, and then the
+        heads, layers, skip_blocks (*optional*): as in [`guide`]; at least one of the three is required.
+        guidance_scale (`float`, *optional*, defaults to 5.0): g; 1 turns classifier-free guidance off, and the
             negative prompt is not used.
         strength (`float`, *optional*, defaults to 1.0): as in [`guide`].
-        enabled (`bool`, *optional*, defaults to `True`): whether there is any guidance.
+        enabled (`bool`, *optional*, defaults to `True`): False turns all guidance off.
         options (*optional*): the fields of [`GuidanceConfig`]: `start` and `stop` of the perturbed term; with
             `schedule_by="sigma"` the noise level is the timestep over 1000, as in flow matching.
 
@@ -158,8 +158,8 @@ class HeadPerturbationGuidance(BaseGuidance):
         perturber = Perturber(denoiser)
         heads = self._heads.heads(denoiser) if isinstance(self._heads, Preset) else self._heads
         chosen = {"layers": self._layers, "skip_blocks": self._skip_blocks, "strength": self._strength}
-        made = resolve_heads(perturber.model, heads, guidance=self._guidance, **chosen)
-        self._phases = make_phases(perturber.model, made)
+        resolved = resolve_heads(perturber.model, heads, guidance=self._guidance, **chosen)
+        self._phases = make_phases(perturber.model, resolved)
         self._perturber = perturber
 
 

@@ -39,52 +39,52 @@ def resolve_heads(
         base = HeadSet(heads=tuple(_read_heads(model, heads)))
     found, skipped = list(base.heads), list(base.skip_blocks)
     for layer in [layers] if isinstance(layers, (int, str)) else layers or ():
-        name = _layer(model, layer)
+        name = _layer_name(model, layer)
         found += [Head(name, head) for head in range(model.layers[name])]
     for block in [skip_blocks] if isinstance(skip_blocks, (int, str)) else skip_blocks or ():
-        skipped.append(_block(model, block))
+        skipped.append(_block_name(model, block))
     if strength is not None:
         check_strength(strength)
         found = [replace(head, strength=head.strength * strength) for head in found]
     unique = {(head.layer, head.head): head for head in found}
-    made = replace(
+    resolved = replace(
         base,
         heads=tuple(unique.values()),
         skip_blocks=tuple(dict.fromkeys(skipped)),
         model=describe_model(model),
         guidance=guidance or base.guidance,
     )
-    made.check(model)
-    return made
+    resolved.check(model)
+    return resolved
 
 
 def _read_heads(model: ModelMap, heads: Any) -> list[Head]:
     if heads is None:
         return []
     if isinstance(heads, dict):
-        return [_head(model, head, own) for head, own in heads.items()]
+        return [_read_head(model, head, own) for head, own in heads.items()]
     if isinstance(heads, (str, int)) or not isinstance(heads, Iterable):
         raise TypeError(f"heads must be a HeadSet, a dict or a list of (layer, head), got {heads!r}")
-    return [_head(model, head) for head in heads]
+    return [_read_head(model, head) for head in heads]
 
 
-def _head(model: ModelMap, head: Any, strength: Any = 1.0) -> Head:
+def _read_head(model: ModelMap, head: Any, strength: Any = 1.0) -> Head:
     if isinstance(head, Head):
-        made = head
+        found_head = head
     elif isinstance(head, dict):
-        made = Head(**head)
+        found_head = Head(**head)
     elif isinstance(head, str) and head.count(":") == 1:
         layer, number = head.split(":")
-        made = Head(_layer(model, layer), int(number) if number.isdigit() else number, strength)
+        found_head = Head(_layer_name(model, layer), int(number) if number.isdigit() else number, strength)
     elif isinstance(head, (tuple, list)) and len(head) in (2, 3):
-        made = Head(_layer(model, head[0]), head[1], head[2] if len(head) == 3 else strength)
+        found_head = Head(_layer_name(model, head[0]), head[1], head[2] if len(head) == 3 else strength)
     else:
         raise TypeError(f"a head is (layer, head) or 'layer:head', got {head!r}")
-    made.check(model)
-    return made
+    found_head.check(model)
+    return found_head
 
 
-def _layer(model: ModelMap, layer: int | str) -> str:
+def _layer_name(model: ModelMap, layer: int | str) -> str:
     """By number, qualified name, or the name of a block with its first attention."""
     names = list(model.layers)
     layer = int(layer) if isinstance(layer, str) and layer.isdigit() else layer
@@ -100,7 +100,7 @@ def _layer(model: ModelMap, layer: int | str) -> str:
     return inside[0]
 
 
-def _block(model: ModelMap, block: int | str) -> str:
+def _block_name(model: ModelMap, block: int | str) -> str:
     if isinstance(block, int) and not isinstance(block, bool):
         if not 0 <= block < len(model.blocks):
             raise ValueError(f"no block {block}: {model.model} has blocks 0..{len(model.blocks) - 1}")

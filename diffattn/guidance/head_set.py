@@ -38,14 +38,14 @@ class Head:
 
 @dataclass(frozen=True)
 class HeadSet:
-    """Heads of a model, and how to guide with them. `heads[:9]` are the first nine in the order of selection.
+    """Heads of a model and the settings to guide with them. `heads[:9]` has the first nine in the order of selection.
 
     Args:
         heads (`tuple[Head, ...]`): in the order in which they were selected.
         skip_blocks (`tuple[str, ...]`, *optional*): blocks to skip.
-        model (`dict`, *optional*): class and number of heads of every layer, to be compared with when it is used.
-        guidance ([`GuidanceConfig`], *optional*): the settings that go with it.
-        search (`dict`, *optional*): where it comes from: objective, scores, prompts, a note.
+        model (`dict`, *optional*): class of the model and number of heads of every layer; other models are refused.
+        guidance ([`GuidanceConfig`], *optional*): the settings.
+        search (`dict`, *optional*): the origin of the heads: objective, scores, prompts, a note.
 
     Example:
 
@@ -105,7 +105,7 @@ class HeadSet:
 
     @classmethod
     def from_dict(cls, values: dict) -> HeadSet:
-        """What `to_dict` gave."""
+        """From what `to_dict` returned."""
         if values.get("format") != FORMAT or values.get("version") != VERSION:
             found = f"{values.get('format')!r} version {values.get('version')!r}"
             raise ValueError(f"not a head set: expected {FORMAT!r} version {VERSION}, found {found}")
@@ -119,7 +119,7 @@ class HeadSet:
         return json.dumps(self.to_dict(), indent=1) + "\n"
 
     def save(self, path: str | Path) -> None:
-        """Write JSON: to `path`, or to `headset.json` in it where it is a directory or has no suffix."""
+        """Write JSON to `path`, or to `headset.json` in it if it is a directory or has no suffix."""
         path = Path(path)
         path = path if path.suffix else path / FILE
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ class HeadSet:
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = None, token: str | None = None, commit_message: str | None = None
     ) -> str:
-        """Upload the JSON to a model repository of the Hub, which is made if need be; gives its address."""
+        """Upload the JSON to a model repository of the Hub, created if it does not exist; returns its address."""
         from huggingface_hub import HfApi
 
         api = HfApi(token=token)
@@ -154,5 +154,5 @@ class HeadSet:
 
 
 def describe_model(model: ModelMap) -> dict:
-    """What a head set keeps of the model it was made for."""
+    """The description of the model that a head set keeps."""
     return {"class": model.model, "layers": dict(model.layers)}

@@ -58,6 +58,6 @@ def make_selection(
     rows: str = "all",
 ) -> Selection:
     """From u `(B|1, H)` by layer, in the order of the model's layers; layers that are all 0 are left out."""
-    made = {layer: Strengths(values[layer]) for layer in model.layers if layer in values}
-    kept = {layer: strengths for layer, strengths in made.items() if strengths}
+    by_layer = {layer: Strengths(values[layer]) for layer in model.layers if layer in values}
+    kept = {layer: strengths for layer, strengths in by_layer.items() if strengths}
     return Selection(kept, tuple(skip_blocks), target, rows)

@@ -1,4 +1,4 @@
-"""What a perturbed head gives instead of its attention: an interpolation of outputs, never an N x N matrix."""
+"""What a perturbed head returns: its output interpolated towards a target, without an N x N matrix."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class LayerCall:
     image: tuple[int, int] | None = None
 
     def heads(self, index: list[int]) -> LayerCall:
-        """The same call for some heads only."""
+        """This call for some of its heads."""
         heads = self.query.shape[2]
         key, value, mask = self.key, self.value, self.mask
         if key.shape[2] != heads:
@@ -80,7 +80,7 @@ def perturb(
     """`O + u (target - O)` in the heads of `strengths`, `O` in the others (SoftPAG, arXiv 2506.10978, Section 3).
 
     Args:
-        call ([`LayerCall`]): what the layer asks.
+        call ([`LayerCall`]): the attention call of the layer.
         strengths ([`Strengths`]): u `(B|1, H)`. Heads with u = 1 in all samples take no part in the attention.
         target (`str` or `Callable`, *optional*): one of `TARGETS` but `"local"`, or a function of the call.
         rows (`str`, *optional*): one of `ROWS`, the query rows that change.
@@ -92,18 +92,18 @@ def perturb(
     if call.query.shape[1] != call.key.shape[1]:
         raise NotImplementedError("only self-attention can be perturbed: query and key sequences differ")
     first, last = _rows(call, rows)
-    every = (first, last) == (0, call.query.shape[1])
+    all_rows = (first, last) == (0, call.query.shape[1])
     perturbed, replaced = strengths.heads()
-    out = _output_to_change(call, replaced if every else [], unperturbed)
-    some = call.heads(perturbed)
+    out = _output_to_change(call, replaced if all_rows else [], unperturbed)
+    chosen = call.heads(perturbed)
     if rows == "image_block":
-        wanted = _image_block(some)
+        replacement = _image_block(chosen)
     else:
-        wanted = (TARGET_FUNCTIONS[target] if isinstance(target, str) else target)(some)
-        wanted = wanted if wanted.shape[1] == 1 else wanted[:, first:last]
+        replacement = (TARGET_FUNCTIONS[target] if isinstance(target, str) else target)(chosen)
+        replacement = replacement if replacement.shape[1] == 1 else replacement[:, first:last]
     weight = strengths.weights(out, perturbed)[:, None, :, None]
     current = out[:, first:last, perturbed]
-    out[:, first:last, perturbed] = torch.lerp(current, wanted.expand_as(current), weight)
+    out[:, first:last, perturbed] = torch.lerp(current, replacement.expand_as(current), weight)
     return out
 
 
@@ -135,7 +135,7 @@ def identity(call: LayerCall) -> Tensor:
 
 
 def uniform(call: LayerCall) -> Tensor:
-    """Every token sees all valid keys alike: the mean of V, `(B, 1, H, D)`."""
+    """Every token weighs all valid keys equally: the mean of V, `(B, 1, H, D)`."""
     return _one_row(call, torch.zeros_like(call.query[:, :1]))
 
 
@@ -153,7 +153,7 @@ TARGET_FUNCTIONS = {"identity": identity, "uniform": uniform, "seg": smoothed}
 
 
 def _one_row(call: LayerCall, query: Tensor) -> Tensor:
-    """Attention of the one query `(B, 1, H, D)`, the scores in float32 or wider."""
+    """Attention of one query `(B, 1, H, D)`, with scores in float32 or wider."""
     wide = torch.promote_types(query.dtype, torch.float32)
     scores = torch.einsum("bqhd,bkhd->bhqk", query.to(wide), call.key.to(wide)) * call.scores_scale()
     mask = call.key_mask()
@@ -163,7 +163,7 @@ def _one_row(call: LayerCall, query: Tensor) -> Tensor:
 
 
 def _image_block(call: LayerCall) -> Tensor:
-    """Visual rows that see themselves and the tokens off the grid, as diffusers' PAG for SD3 has it."""
+    """Visual rows attend to themselves and to the tokens off the grid, as in diffusers' PAG for SD3."""
     first, last = call.image
     wide = torch.promote_types(call.query.dtype, torch.float32)
     query, key, value = (tensor.to(wide) for tensor in (call.query, call.key, call.value))

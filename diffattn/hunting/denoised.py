@@ -1,4 +1,4 @@
-"""The clean clip that a denoising step points to, as a differentiable function of what the model predicts there."""
+"""The clean clip that a denoising step predicts, as a differentiable function of the output of the model."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def observed_steps(scheduler: Any, observe: StepObserver) -> Iterator[None]:
 
 
 def clean_sample(scheduler: Any, output: Tensor, sample: Tensor, timestep: Any) -> tuple[Tensor, float]:
-    """What the sample would be without noise, and the share of its noise that this step takes away.
+    """The predicted sample without noise, and the share of its noise that this step removes.
 
     Args:
         scheduler (`SchedulerMixin`): of a flow (`sigmas`), or of a diffusion that predicts noise or velocity.
@@ -69,10 +69,10 @@ def clean_sample(scheduler: Any, output: Tensor, sample: Tensor, timestep: Any) 
 
 
 def decode(pipe: Any, latents: Tensor) -> Tensor:
-    """Clips `(B, T, C, H, W)` in 0..1 of latents, as the pipeline itself decodes them, differentiably.
+    """Clips `(B, T, C, H, W)` in 0..1 of latents, decoded differentiably as the pipeline decodes them.
 
     Raises:
-        ValueError: a pipeline of which this is not known.
+        ValueError: it is not known how this pipeline decodes latents.
     """
     name = type(pipe).__name__
     if not name.startswith(DECODED):

@@ -1,4 +1,4 @@
-"""What a search looks for: a function of clips and their prompts. Objectives are added up with weights."""
+"""The objective of a search: a function of clips and their prompts. Objectives can be added with weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Objective:
-    """A score per clip; more is better. Objectives add up: `0.7 * ClipScore() + 0.3 * Sharpness()`.
+    """A score per clip; higher is better. Objectives can be added: `0.7 * ClipScore() + 0.3 * Sharpness()`.
 
     Args:
         function (`Callable`): clips `(B, T, C, H, W)` in 0..1, float32 (an image is a clip of one frame), and B

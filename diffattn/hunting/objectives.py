@@ -16,7 +16,7 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def as_objective(given: Any) -> Objective:
-    """An [`Objective`] of a callable, or of the name of a built-in one."""
+    """An [`Objective`] from a callable or from the name of a built-in one."""
     if isinstance(given, Objective):
         return given
     if isinstance(given, str):
