@@ -11,8 +11,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import diffattn
+from diffattn.guidance import HeadSet, resolve_heads
 from diffattn.guidance.engine import Perturber
-from diffattn.guidance.heads import HeadSet, resolve_heads
 
 from .timing import Time, in_turns
 from .tiny import CALL, PROMPTS, load, run

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from diffusers import FluxPipeline
 
-from diffattn.integration.scoped import guidance_scope
+from diffattn.guidance.scope import guidance_scope
 
 
 class FluxGuidedPipeline(FluxPipeline):

@@ -14,7 +14,7 @@ import torch
 from diffusers import HunyuanVideoPipeline
 
 import diffattn
-from diffattn.integration.scoped import sparse_attention_scope
+from diffattn.integration.scope import sparse_attention_scope
 
 
 class HunyuanVideoSparsePipeline(HunyuanVideoPipeline):

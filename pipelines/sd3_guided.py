@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from diffattn.integration.scoped import guidance_scope
+from diffattn.guidance.scope import guidance_scope
 
 
 class StableDiffusion3GuidedPipeline(StableDiffusion3Pipeline):

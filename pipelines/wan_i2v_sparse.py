@@ -14,7 +14,7 @@ import torch
 from diffusers import WanImageToVideoPipeline
 
 import diffattn
-from diffattn.integration.scoped import sparse_attention_scope
+from diffattn.integration.scope import sparse_attention_scope
 
 
 class WanImageToVideoSparsePipeline(WanImageToVideoPipeline):

@@ -14,7 +14,7 @@ from diffusers.modular_pipelines.wan.denoise import WanDenoiseStep
 from diffusers.modular_pipelines.wan.modular_blocks_wan import WanBlocks, WanCoreDenoiseStep
 
 from diffattn import AttentionConfig, Schedule
-from diffattn.integration.scoped import sparse_attention_scope
+from diffattn.integration.scope import sparse_attention_scope
 
 METHOD = InputParam(
     "diffattn_config",

@@ -70,15 +70,13 @@ def image_to_video() -> WanImageToVideoPipeline:
 def run(pipe, steps: int = 5, guidance_scale: float = 3.0, **inputs) -> torch.Tensor:
     """Latents of a short run, 3x9x10 tokens."""
     embeds = torch.randn(2, 1, 12, TEXT, generator=torch.Generator().manual_seed(1))
+    size = {"height": 144, "width": 160, "num_frames": 9}
     return pipe(
         prompt_embeds=embeds[0],
         negative_prompt_embeds=embeds[1],
-        height=144,
-        width=160,
-        num_frames=9,
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
         generator=torch.Generator().manual_seed(2),
         output_type="latent",
-        **inputs,
+        **{**size, **inputs},
     ).frames

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..guidance.describe import describe_guidance, guidance_line
-from ..guidance.hook import find_guidance
+from ..guidance.guidance_hook import find_guidance
 from ..integration.apply import find_transformers
 from ..integration.hook import find_hook
 from ..integration.layer import Layer

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..analysis.load import TINY
 from ..attention_config import AttentionConfig
-from ..guidance.config import SCALE
+from ..guidance.guidance_config import SCALE
 from ..methods import config
 from ..schedule import Schedule
 

@@ -1,10 +1,12 @@
 """Guidance by perturbed attention heads and skipped blocks."""
 
-from .combine import combine
-from .config import GuidanceConfig
-from .guide import Guided, guide, guided, unguide
+from .apply_guidance import guide, unguide
+from .formula import combine
+from .guidance_config import GuidanceConfig
+from .guided_run import Guided, guided
 from .guider import HeadPerturbationGuidance
-from .heads import Head, HeadSet, resolve_heads
+from .head_names import resolve_heads
+from .head_set import Head, HeadSet
 from .model import ModelMap, map_model
 from .presets import preset_names
 

@@ -1,10 +1,9 @@
-"""Blocks that for the time of one pass note their inputs, hand them through, or get others."""
+"""Inputs and outputs of transformer blocks, and blocks that are skipped."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,21 +13,6 @@ from .._compat import block_outputs
 
 Tree = Any
 STATES = ("hidden_states", "encoder_hidden_states", "audio_hidden_states")
-
-
-@contextmanager
-def replaced_forward(block: nn.Module, make: Callable[[Callable], Callable]) -> Iterator[None]:
-    """Run `make(forward)` in the place of the block's forward; of its compiled call where it has one."""
-    name = "forward" if block._compiled_call_impl is None else "_compiled_call_impl"
-    before = vars(block).get(name)
-    object.__setattr__(block, name, make(getattr(block, name)))
-    try:
-        yield
-    finally:
-        if before is None:
-            object.__delattr__(block, name)
-        else:
-            object.__setattr__(block, name, before)
 
 
 def map_tensors(function: Callable[[Tensor], Any], tree: Tree) -> Tree:
@@ -47,7 +31,7 @@ def take_samples(tree: Tree, batch: int, samples: slice) -> Tree:
     return map_tensors(lambda tensor: tensor[samples] if tensor.ndim and len(tensor) == batch else tensor, tree)
 
 
-def hollow(tree: Tree) -> Tree:
+def without_memory(tree: Tree) -> Tree:
     """Zeros of the same shapes that take no memory."""
     return map_tensors(lambda tensor: tensor.new_zeros(()).expand(tensor.shape), tree)
 
@@ -64,7 +48,7 @@ class Skip:
         self.names = list(inspect.signature(type(block).forward).parameters)[1:]
         self.order: Any = None
 
-    def instead_of(self, forward: Callable, active: Sequence[bool] | None = None) -> Callable:
+    def skipped_forward(self, forward: Callable, active: Sequence[bool] | None = None) -> Callable:
         """The forward of the skipped block; samples that are not active run it all the same."""
 
         def run(*args, **kwargs):

@@ -13,50 +13,30 @@ import torch
 from torch import Tensor, nn
 
 from .._compat import context_name
+from ..models.classifier_free import (
+    AMBIGUOUS_SCALE,
+    BATCHED,
+    CALLS,
+    CHANGING_SCALE,
+    DISTILLED,
+    FAMILIES_NOT_AFFINE,
+    HIDDEN_SCALE,
+    NOT_AFFINE,
+    NOT_SLICED,
+    SCALED_BY_ONE_MORE,
+)
+from .per_thread import PerThread
 
 COND, UNCOND, BOTH = "cond", "uncond", "both"
 NAMES = {"cond": COND, "uncond": UNCOND, "cond_uncond": BOTH}  # of cache contexts
 
-# [uncond; cond] in one batch, and no cache context that says so
-BATCHED = {
-    *("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline"),
-    *("StableDiffusion3ControlNetPipeline", "StableDiffusion3ControlNetInpaintingPipeline"),
-    *("AllegroPipeline", "AnyFlowPipeline", "AuraFlowPipeline", "BriaPipeline", "BriaFiboPipeline"),
-    *("CogView3PlusPipeline", "ConsisIDPipeline", "CosmosTextToWorldPipeline", "HiDreamImagePipeline"),
-    *("EasyAnimatePipeline", "EasyAnimateControlPipeline", "EasyAnimateInpaintPipeline"),
-    *("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
-}
-# the conditional call, then the unconditional one, and no cache context that says so
-CALLS = {
-    *("ChromaPipeline", "ChromaImg2ImgPipeline", "ChromaInpaintPipeline", "ChronoEditPipeline"),
-    *("CogView4ControlPipeline", "CosmosVideoToWorldPipeline", "Cosmos2TextToImagePipeline"),
-    *("Cosmos2VideoToWorldPipeline", "Cosmos2_5_PredictBasePipeline", "Cosmos2_5_TransferPipeline"),
-    *("FluxControlNetPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxKontextPipeline"),
-    *("FluxKontextInpaintPipeline", "HunyuanSkyreelsImageToVideoPipeline", "HunyuanVideoImageToVideoPipeline"),
-    *("HunyuanVideoFramepackPipeline", "Kandinsky5T2VPipeline", "Kandinsky5I2VPipeline", "Kandinsky5T2IPipeline"),
-    *("Kandinsky5I2IPipeline", "WanVideoToVideoPipeline"),
-}
-DISTILLED = {
-    *("FluxControlPipeline", "FluxControlImg2ImgPipeline", "FluxControlInpaintPipeline", "FluxFillPipeline"),
-    *("FluxControlNetImg2ImgPipeline", "FluxControlNetInpaintPipeline", "Flux2Pipeline", "Flux2KleinKVPipeline"),
-    "VisualClozeGenerationPipeline",
-}
-NORM = "it scales the result of classifier-free guidance to the norm of the conditional prediction"
-OWN = "it has guidance of this kind of its own"
-NOT_AFFINE = {
-    **dict.fromkeys(("LongCatImagePipeline", "LongCatImageEditPipeline", "Lumina2Pipeline"), NORM),
-    "HeliosPyramidPipeline": "it scales the unconditional prediction by a factor found from both",
-}
-FAMILIES_NOT_AFFINE = {
-    "QwenImage": NORM,
-    "ZImage": NORM,
-    "LTX2": OWN,
-    "StableDiffusion3PAG": OWN,
-    "PixArtSigmaPAG": OWN,
-}
-SILENT = ("PixArt",)  # keep g to themselves
-CHANGING = ("CogVideoX", "ConsisID")  # with use_dynamic_cfg
-SCALED_BY_ONE_MORE = ("Cosmos",)  # c + g (c - u)
+
+class _Calls(PerThread):
+    """What is remembered of the calls of a run."""
+
+    def __init__(self) -> None:
+        self.last: tuple | None = None  # kind, latents, text and step
+        self.first_scale: float | None = None
 
 
 class PipelineCfg:
@@ -75,14 +55,13 @@ class PipelineCfg:
         self.name = "" if pipe is None else _denoising_class(type(pipe)).__name__
         self.guidance_scale = guidance_scale
         self._pipe = (lambda: None) if pipe is None else weakref.ref(pipe)
-        self._last: tuple | None = None
-        self._first: float | None = None
+        self._calls = _Calls()
         self._refuse(pipe)
 
     @property
     def slices(self) -> bool:
-        """Whether a batch of the transformer can be cut into samples; HiDream stacks texts by layer first."""
-        return not self.name.startswith("HiDream")
+        """Whether a batch of the transformer can be cut into samples."""
+        return not self.name.startswith(NOT_SLICED)
 
     def kind(self, context: Any, inputs: dict, step: int | None) -> str:
         """`"cond"`, `"uncond"`, or `"both"` for [uncond; cond], of a call of the transformer."""
@@ -102,15 +81,17 @@ class PipelineCfg:
         if self.guidance_scale is not None:
             return self.guidance_scale
         g = self._scale(transformer)
-        first, self._first = self._first, g if step == 0 or self._first is None else self._first
-        if self.name.startswith(CHANGING) and step and first not in (None, g):
+        first = self._calls.first_scale
+        if step == 0 or first is None:
+            self._calls.first_scale = g
+        if self.name.startswith(CHANGING_SCALE) and step and first not in (None, g):
             raise ValueError(f"{self.name} runs with use_dynamic_cfg=True, which rescale cannot follow")
         return g
 
     def _scale(self, transformer: nn.Module) -> float:
         pipe = self._pipe()
         second = getattr(pipe, "transformer_2", None) is transformer and getattr(pipe, "_guidance_scale_2", None)
-        if self.name.startswith(("Flux", "Hunyuan")) or not hasattr(pipe, "guidance_scale"):
+        if self.name.startswith(AMBIGUOUS_SCALE) or not hasattr(pipe, "guidance_scale"):
             raise ValueError(f"rescale needs the scale of classifier-free guidance in {self.name}: give cfg_scale=")
         return (second or pipe.guidance_scale) + self.name.startswith(SCALED_BY_ONE_MORE)
 
@@ -122,15 +103,20 @@ class PipelineCfg:
     def _on(self) -> bool:
         """Whether the pipeline does classifier-free guidance in this run."""
         pipe = self._pipe()
-        if self.name.startswith(SILENT):
-            return self.guidance_scale > 1
-        if hasattr(pipe, "do_classifier_free_guidance"):
+        if hasattr(pipe, "do_classifier_free_guidance") and not self.name.startswith(HIDDEN_SCALE):
             return pipe.do_classifier_free_guidance
-        return pipe is not None and getattr(pipe, "guidance_scale", 0) > 1
+        scale = getattr(pipe, "guidance_scale", self.guidance_scale)
+        if scale is None:
+            raise ValueError(
+                "diffattn.guide was called with another pipeline than the one that runs, or with none, so that it is "
+                "not known whether there is classifier-free guidance: guide this pipeline, or give cfg_scale=, 1 for "
+                "none"
+            )
+        return scale > 1
 
     def _of_two(self, inputs: dict, step: int | None) -> str:
         latents, text = inputs.get("hidden_states"), inputs.get("encoder_hidden_states")
-        last, self._last = self._last, (COND, latents, text, step)
+        last, self._calls.last = self._calls.last, (COND, latents, text, step)
         if last is None or last[0] == UNCOND or last[3] != step:
             return COND
         pipe = self._pipe()
@@ -139,7 +125,7 @@ class PipelineCfg:
         else:
             second = _same(latents, last[1]) and not _same(text, last[2])
         if second:
-            self._last = (UNCOND, None, None, step)
+            self._calls.last = (UNCOND, None, None, step)
         return UNCOND if second else COND
 
     def _check_run(self) -> None:
@@ -165,7 +151,7 @@ class PipelineCfg:
                 f"diffattn.guide cannot serve {self.name}: {why}, so that nothing can be added from outside. Use "
                 "diffattn.HeadPerturbationGuidance with the modular pipeline of this family"
             )
-        if self.name.startswith(SILENT) and self.guidance_scale is None:
+        if self.name.startswith(HIDDEN_SCALE) and self.guidance_scale is None:
             raise ValueError(f"{self.name} does not tell its guidance_scale: give cfg_scale= as well, 1 for none")
         if not self._known(pipe):
             raise ValueError(

@@ -1,14 +1,15 @@
-"""What guidance is on, in a line."""
+"""The guidance of a transformer, as a dictionary and as one line."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from .hook import GuidanceHook, Phase
+from .guidance_hook import GuidanceHook
+from .phases import Phase
 
 
 def describe_guidance(hook: GuidanceHook) -> dict[str, Any]:
-    """JSON-ready: settings, and what the perturbed passes have been so far.
+    """JSON-ready settings, and the perturbed passes so far.
 
     `perturbed_passes` counts calls, `whole_passes` the blocks they ran over the blocks there are.
     """

@@ -1,11 +1,11 @@
-"""The perturbed pass of one transformer, and what it takes over from the unperturbed one."""
+"""The perturbed pass of one transformer, and what it reuses of the unperturbed one."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,57 +13,39 @@ from diffusers.utils import logging
 from torch import Tensor, nn
 
 from ..attention_config import AttentionConfig
-from ..integration.attention_inputs import AttentionInputs
-from ..integration.execute import run_plan
-from ..integration.layer import Layer
-from ..integration.placement import place
-from ..integration.processors import set_processor
-from ..integration.session import SparseSession
-from ..methods import NeighborhoodConfig
+from ..integration.placement import Placement, place
 from ..models.adapter import NoGrid, adapter_for
-from ..schedule import Schedule
-from .blocks import Skip, Tree, hollow, replaced_forward, take_samples
+from .blocks import Skip
+from .local_attention import LocalAttention
 from .model import map_model
-from .processors import guided_processor
+from .overrides import overridden_attention, overridden_forward
+from .per_thread import PerThread
+from .prefix import Prefix
 from .selection import Selection
 from .strengths import Strengths
-from .targets import AttentionCall, perturb
+from .targets import LayerCall, perturb
 
 logger = logging.get_logger(__name__)
 
 
-@dataclass
-class Prefix:
-    """What an unperturbed pass leaves for the perturbed one.
+class _TokenGrid(PerThread):
+    """Where the visual tokens of this thread's forward are."""
 
-    Args:
-        inputs (`tuple`, *optional*): positional and keyword arguments of the first perturbed block.
-        outputs (`dict[str, Any]`): shapes of what the blocks before it return.
-        attention (`list[torch.Tensor]`): outputs `(B, S, H, D)` of the first perturbed layer; one for every call.
-    """
-
-    inputs: tuple | None = None
-    outputs: dict[str, Tree] = field(default_factory=dict)
-    attention: list[Tensor] = field(default_factory=list)
-
-    def take(self, batch: int, samples: slice) -> Prefix:
-        """Only some samples of a batch."""
-        calls = self.attention
-        calls = calls[samples] if len(calls) == batch > 1 else take_samples(calls, batch, samples)
-        return Prefix(
-            take_samples(self.inputs, batch, samples), take_samples(self.outputs, batch, samples), list(calls)
-        )
+    def __init__(self) -> None:
+        self.video: tuple[int, int, int] | None = None
+        self.before = 0
+        self.reason = "the transformer was not entered through its forward"
 
 
 class Perturber:
     """Runs a transformer with perturbed heads and skipped blocks.
 
     Nothing stays changed between passes: processors and blocks are replaced within `recording` and `perturbing` and
-    are the very same objects after them, also after an exception.
+    are the very same objects after them, also after an exception. Only the thread that enters them is perturbed.
 
     Args:
         transformer (`nn.Module`): of a supported class.
-        local ([`AttentionConfig`], *optional*): sparse attention that is the target `"local"`.
+        local ([`AttentionConfig`], *optional*): the sparse attention of the target `"local"`.
         share_prefix (`bool`, *optional*, defaults to `True`): start the perturbed pass at its first perturbed block.
     """
 
@@ -73,82 +55,76 @@ class Perturber:
         self.transformer, self.adapter = transformer, adapter_for(transformer)
         self.model = map_model(transformer)
         self.share_prefix = share_prefix
-        self.names = list(inspect.signature(type(transformer).forward).parameters)[1:]
-        self._runtime = SparseSession(local or NeighborhoodConfig(), Schedule(0, 0, 0), "auto")
+        self.input_names = list(inspect.signature(type(transformer).forward).parameters)[1:]
+        self._local = LocalAttention(local)
+        self._grid = _TokenGrid()
         self._skips: dict[str, Skip] = {}
-        self._cache_said = False
+        self._logged_cache = False
 
     def begin(self, args: tuple, kwargs: dict) -> dict:
-        """Before a forward of the transformer: learn the token grid. Gives the inputs by name."""
-        inputs = {**dict(zip(self.names, args)), **kwargs}
+        """Before a forward of the transformer: find the token grid. Returns the inputs by name."""
+        inputs, grid = {**dict(zip(self.input_names, args)), **kwargs}, self._grid
         try:
-            grid = self.adapter.grid(self.transformer, inputs)
-            self._runtime.begin_forward(grid, self.adapter.tokens_before(self.transformer, inputs))
+            grid.video = self.adapter.grid(self.transformer, inputs)
+            grid.before = self.adapter.tokens_before(self.transformer, inputs)
         except NoGrid as error:
-            self._runtime.begin_forward(None, reason=str(error))
+            grid.video, grid.reason = None, str(error)
         return inputs
 
     @contextmanager
     def recording(self, selection: Selection) -> Iterator[Prefix]:
-        """Within it the transformer runs as always; the prefix holds what `perturbing` may take over."""
+        """Within it the transformer runs unperturbed; the prefix records what `perturbing` may reuse."""
         prefix, first = Prefix(), selection.first_block(self.model)
         with ExitStack() as stack:
             if first is not None and self._may_share():
-                for name in self.model.blocks[:first]:
-                    stack.enter_context(self._block(name, partial(_note_output, prefix.outputs, name)))
-                name = self.model.blocks[first]
-                stack.enter_context(self._block(name, partial(_note_inputs, prefix)))
+                *before, name = self.model.blocks[: first + 1]
+                for block in before:
+                    stack.enter_context(self._block(block, partial(prefix.record_output, block=block)))
+                stack.enter_context(self._block(name, prefix.record_inputs))
                 layer = self._reused_layer(selection, name)
                 if layer is not None and len(selection.strengths[layer].replaced) < self.model.layers[layer]:
-                    stack.enter_context(self._processor(layer, partial(_note_attention, prefix.attention)))
+                    stack.enter_context(self._attention(layer, prefix.record_attention))
             yield prefix
 
     @contextmanager
     def perturbing(self, selection: Selection, prefix: Prefix | None = None) -> Iterator[None]:
-        """Within it the transformer runs perturbed, from the first perturbed block on if there is a prefix."""
+        """Within it the transformer runs perturbed, with a prefix from the first perturbed block on."""
         first = selection.first_block(self.model)
-        known = {}
+        reused = {}
         with ExitStack() as stack:
             for name in selection.skipped:
                 skip = self._skips.setdefault(name, Skip(self.transformer.get_submodule(name)))
-                stack.enter_context(self._block(name, partial(skip.instead_of, active=selection.skipping)))
-            if first is not None and prefix is not None and self._complete(prefix, first):
-                for name in self.model.blocks[:first]:
-                    stack.enter_context(self._block(name, partial(_hand_through, prefix.outputs[name])))
-                name = self.model.blocks[first]
-                stack.enter_context(self._block(name, partial(_with_inputs, prefix.inputs)))
-                known = {self._reused_layer(selection, name): list(prefix.attention)}
+                stack.enter_context(self._block(name, partial(skip.skipped_forward, active=selection.skipping)))
+            if self._is_complete(prefix, first):
+                *before, name = self.model.blocks[: first + 1]
+                for block in before:
+                    stack.enter_context(self._block(block, partial(prefix.replay_output, block=block)))
+                stack.enter_context(self._block(name, prefix.replay_inputs))
+                reused = {self._reused_layer(selection, name): list(prefix.attention)}
             for name, strengths in selection.strengths.items():
                 if self.model.block_of(name) not in selection.skipped:
-                    target = partial(self._local, name) if selection.target == "local" else selection.target
-                    act = partial(self._perturb, strengths, target, selection.rows, known.get(name, []))
-                    stack.enter_context(self._processor(name, act))
+                    act = self._perturb_layer(name, strengths, selection, reused.get(name, []))
+                    stack.enter_context(self._attention(name, act))
             yield
 
     def cost(self, selection: Selection, prefix: Prefix | None = None) -> float:
-        """Blocks that run in a perturbed pass, over all blocks."""
+        """The share of the blocks that run in a perturbed pass."""
         first = selection.first_block(self.model)
-        if first is None or prefix is None or not self._complete(prefix, first):
-            return 1.0
-        return 1 - first / len(self.model.blocks)
+        return 1 - first / len(self.model.blocks) if self._is_complete(prefix, first) else 1.0
 
-    def image(self, tokens: int) -> tuple[int, int] | None:
-        """First and past-the-last row of the visual tokens in a sequence of so many, where known."""
-        if self._runtime.state.grid is None:
-            return None
-        at = place(self._runtime.state.grid, self._runtime.state.before, tokens)
-        if isinstance(at, str):
-            return None
-        start = at.shift or at.grid.video_start
-        return start, start + at.grid.video_tokens
+    def _perturb_layer(
+        self, name: str, strengths: Strengths, selection: Selection, unperturbed: list[Tensor]
+    ) -> Callable[[LayerCall], Tensor]:
+        target = partial(self._attend_locally, name) if selection.target == "local" else selection.target
+        return partial(self._perturb, strengths, target, selection.rows, unperturbed)
 
     def _perturb(
         self,
         strengths: Strengths,
-        target: str | Callable[[AttentionCall], Tensor],
+        target: str | Callable[[LayerCall], Tensor],
         rows: str,
-        known: list[Tensor],
-        call: AttentionCall,
+        unperturbed: list[Tensor],
+        call: LayerCall,
     ) -> Tensor:
         if strengths.samples not in (1, len(call.query)):
             raise NotImplementedError(
@@ -156,20 +132,27 @@ class Perturber:
                 f"for {strengths.samples}"
             )
         if rows != "all":
-            call = replace(call, image=self.image(call.query.shape[1]))
-        return perturb(call, strengths, target, rows, known.pop(0) if known else None)
+            call = replace(call, image=self._image_rows(call.query.shape[1]))
+        return perturb(call, strengths, target, rows, unperturbed.pop(0) if unperturbed else None)
 
-    def _local(self, name: str, call: AttentionCall) -> Tensor:
-        """What sparse attention gives, as a weak version of the dense one."""
-        session, tokens = self._runtime, call.query.shape[1]
-        grid, before = session.state.grid, session.state.before
-        placement = "no token grid" if grid is None else session.plans.place(tokens, grid, before)
+    def _attend_locally(self, name: str, call: LayerCall) -> Tensor:
+        placement = self._place(call.query.shape[1])
         if isinstance(placement, str):
             raise NotImplementedError(f"target='local' cannot run in {name}: {placement}")
-        layer = Layer(name, list(self.model.layers).index(name), dense=False)
-        plan = session.plans.plan(placement, layer, call.query, call.key)
-        plan = session.state.masked(plan, call.key_mask())
-        return run_plan(plan, AttentionInputs(call.query, call.key, call.value, scale=call.scale), session.impl)
+        return self._local(call, placement, name, list(self.model.layers).index(name))
+
+    def _image_rows(self, tokens: int) -> tuple[int, int] | None:
+        """First and past-the-last row of the visual tokens in a sequence of so many, where known."""
+        placement = self._place(tokens)
+        if isinstance(placement, str):
+            return None
+        start = placement.shift or placement.grid.video_start
+        return start, start + placement.grid.video_tokens
+
+    def _place(self, tokens: int) -> Placement | str:
+        """Where a sequence of so many tokens sits on the grid, or why this is not known."""
+        grid = self._grid
+        return grid.reason if grid.video is None else place(grid.video, grid.before, tokens)
 
     def _reused_layer(self, selection: Selection, block: str) -> str | None:
         """The first perturbed layer of the first perturbed block: its attention is that of the unperturbed pass."""
@@ -181,53 +164,18 @@ class Perturber:
         if not self.share_prefix:
             return False
         cached = getattr(self.transformer, "is_cache_enabled", False)
-        if cached and not self._cache_said:
-            self._cache_said = True
+        if cached and not self._logged_cache:
+            self._logged_cache = True
             logger.info("a step cache is enabled, so that perturbed passes run from the first block")
         return not cached
 
-    def _complete(self, prefix: Prefix, first: int) -> bool:
-        return prefix.inputs is not None and all(name in prefix.outputs for name in self.model.blocks[:first])
+    def _is_complete(self, prefix: Prefix | None, first: int | None) -> bool:
+        if first is None or prefix is None or prefix.inputs is None:
+            return False
+        return all(name in prefix.outputs for name in self.model.blocks[:first])
 
     def _block(self, name: str, make: Callable[[Callable], Callable]) -> Any:
-        return replaced_forward(self.transformer.get_submodule(name), make)
+        return overridden_forward(self.transformer.get_submodule(name), make)
 
-    @contextmanager
-    def _processor(self, name: str, act: Callable[[AttentionCall], Tensor]) -> Iterator[None]:
-        attention = self.transformer.get_submodule(name)
-        before = attention.processor
-        set_processor(attention, guided_processor(attention, self.adapter, act))
-        try:
-            yield
-        finally:
-            set_processor(attention, before)
-
-
-def _note_inputs(prefix: Prefix, forward: Callable) -> Callable:
-    def run(*args, **kwargs):
-        prefix.inputs = (args, kwargs)
-        return forward(*args, **kwargs)
-
-    return run
-
-
-def _note_output(outputs: dict[str, Tree], name: str, forward: Callable) -> Callable:
-    def run(*args, **kwargs):
-        output = forward(*args, **kwargs)
-        outputs[name] = hollow(output)
-        return output
-
-    return run
-
-
-def _note_attention(outputs: list[Tensor], call: AttentionCall) -> Tensor:
-    outputs.append(call.run())
-    return outputs[-1]
-
-
-def _hand_through(output: Tree, forward: Callable) -> Callable:
-    return lambda *args, **kwargs: output
-
-
-def _with_inputs(inputs: tuple, forward: Callable) -> Callable:
-    return lambda *args, **kwargs: forward(*inputs[0], **inputs[1])
+    def _attention(self, name: str, act: Callable[[LayerCall], Tensor]) -> Any:
+        return overridden_attention(self.transformer.get_submodule(name), self.adapter, act)

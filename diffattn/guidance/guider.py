@@ -1,7 +1,8 @@
-"""The same guidance as a guider of diffusers, for modular pipelines and others that have one."""
+"""Guidance by perturbed heads as a diffusers guider, for pipelines that have a guider component."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
@@ -13,12 +14,13 @@ from diffusers.guiders.guider_utils import GuiderOutput
 from torch import Tensor, nn
 
 from .._compat import unwrap_module
-from .combine import combine
-from .config import GuidanceConfig
-from .engine import Perturber, Prefix
-from .guide import make_phases
-from .heads import HeadSet, resolve_heads
-from .hook import Phase
+from .engine import Perturber
+from .formula import combine
+from .guidance_config import GuidanceConfig, takes_guidance_options
+from .head_names import resolve_heads
+from .head_set import HeadSet
+from .phases import Phase, make_phases
+from .prefix import Prefix
 from .presets import Preset, find_preset
 
 COND, PERTURBED, UNCOND = "pred_cond", "pred_cond_perturbed", "pred_uncond"
@@ -29,17 +31,16 @@ TRAIN_STEPS = 1000
 class HeadPerturbationGuidance(BaseGuidance):
     """Classifier-free guidance and guidance by perturbed heads: `v_c + (g - 1)(v_c - v_u) + w (v_c - v_p)`.
 
-    The formula is the same whether classifier-free guidance is on or not, and the same as that of [`guide`].
+    The formula is that of [`guide`], with and without classifier-free guidance. Use a guider in one thread at a time.
 
     Args:
-        heads, layers, skip_blocks (*optional*): as in [`guide`]; one of the three is needed.
-        scale, strength, target, rows, apply_to, rescale (*optional*): as in [`guide`].
-        start, stop (`float`, *optional*): as in [`guide`], of the perturbed term.
-        schedule, schedule_by (*optional*): as in [`guide`]; `"sigma"` takes the timestep over 1000, as in flow
-            matching.
-        guidance_scale (`float`, *optional*, defaults to 5.0): g; 1 is no classifier-free guidance, and then the
+        heads, layers, skip_blocks (*optional*): as in [`guide`]; at least one of the three is required.
+        guidance_scale (`float`, *optional*, defaults to 5.0): g; 1 turns classifier-free guidance off, and the
             negative prompt is not used.
-        enabled (`bool`, *optional*, defaults to `True`): whether there is any guidance.
+        strength (`float`, *optional*, defaults to 1.0): as in [`guide`].
+        enabled (`bool`, *optional*, defaults to `True`): False turns all guidance off.
+        options (*optional*): the fields of [`GuidanceConfig`]: `start` and `stop` of the perturbed term; with
+            `schedule_by="sigma"` the noise level is the timestep over 1000, as in flow matching.
 
     Raises:
         ValueError: options out of range; heads that the model does not have, in the first step.
@@ -55,34 +56,25 @@ class HeadPerturbationGuidance(BaseGuidance):
     _input_predictions = [COND, PERTURBED, UNCOND]
 
     @register_to_config
+    @takes_guidance_options
     def __init__(
         self,
         heads: Any = None,
         layers: list[int | str] | None = None,
         skip_blocks: list[int | str] | None = None,
         guidance_scale: float = 5.0,
-        scale: float | None = None,
         strength: float | None = None,
-        target: str | None = None,
-        rows: str | None = None,
-        apply_to: str | None = None,
-        start: float | None = None,
-        stop: float | None = None,
-        rescale: float | None = None,
-        schedule: list | None = None,
-        schedule_by: str | None = None,
         enabled: bool = True,
+        **options: Any,
     ) -> None:
         super().__init__(0.0, 1.0, enabled)
         if heads is None and layers is None and skip_blocks is None:
             raise ValueError("give heads=, layers= or skip_blocks=: a guider does not know its model beforehand")
-        self.register_to_config(heads=_plain(heads), schedule=_plain_schedule(schedule))
+        self.register_to_config(heads=_plain(heads), schedule=_plain_schedule(options.get("schedule")))
         self.guidance_scale = guidance_scale
         self._heads, self._layers, self._skip_blocks, self._strength = _read(heads), layers, skip_blocks, strength
-        options = {"scale": scale, "target": target, "rows": rows, "apply_to": apply_to, "start": start, "stop": stop}
-        options |= {"rescale": rescale, "schedule": schedule, "schedule_by": schedule_by}
         self._guidance = _settings(self._heads).changed(**options)
-        if scale is not None and self._guidance.apply_to == "uncond":
+        if options.get("scale") is not None and self._guidance.apply_to == "uncond":
             raise ValueError("scale has no meaning with apply_to='uncond': guidance_scale counts")
         self._perturber: Perturber | None = None
         self._phases: dict[int, Phase] = {}
@@ -166,19 +158,22 @@ class HeadPerturbationGuidance(BaseGuidance):
         perturber = Perturber(denoiser)
         heads = self._heads.heads(denoiser) if isinstance(self._heads, Preset) else self._heads
         chosen = {"layers": self._layers, "skip_blocks": self._skip_blocks, "strength": self._strength}
-        made = resolve_heads(perturber.model, heads, guidance=self._guidance, **chosen)
-        self._phases = make_phases(perturber.model, made)
+        resolved = resolve_heads(perturber.model, heads, guidance=self._guidance, **chosen)
+        self._phases = make_phases(perturber.model, resolved)
         self._perturber = perturber
 
 
 def _once(module: nn.Module, within: Callable[[tuple, dict], AbstractContextManager], cleanup: ExitStack) -> None:
-    """Run the next forward of `module` in a context; `cleanup` undoes it, also if the forward fails or never comes."""
+    """Run this thread's next forward of `module` in a context; `cleanup` undoes it, also if that forward fails."""
+    thread = threading.get_ident()
 
     def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        cleanup.enter_context(within(args, kwargs))
+        if threading.get_ident() == thread:
+            cleanup.enter_context(within(args, kwargs))
 
     def after(module: nn.Module, args: tuple, output: Any) -> None:
-        cleanup.close()
+        if threading.get_ident() == thread:
+            cleanup.close()
 
     cleanup.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
     cleanup.callback(module.register_forward_hook(after, always_call=True).remove)

@@ -1,4 +1,4 @@
-"""The predictions in what a transformer returns: a tuple, an output class, tensors or lists of samples."""
+"""Predictions in the output of a transformer: a tuple, an output class, tensors or lists of samples."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def predictions(output: Any) -> list[Tensor]:
     return [torch.stack(part) if isinstance(part, list) else part for part in parts if part is not None]
 
 
-def with_predictions(output: Any, made: list[Tensor]) -> Any:
+def with_predictions(output: Any, guided: list[Tensor]) -> Any:
     """The same kind of output with other predictions, in their dtypes."""
-    rest = iter(made)
+    rest = iter(guided)
 
     def swap(part: Any) -> Any:
         if part is None:

@@ -1,6 +1,6 @@
-"""Settings that people use, by model: defaults of the community, none of them found by a search for heads.
+"""Settings that the community uses, by model; none of them was found by a search for heads.
 
-A checkpoint may bring its own instead: a head set that lies in its folder, as `HeadSet.save(folder)` writes it.
+A checkpoint may bring a head set of its own instead: in its folder, as `HeadSet.save(folder)` writes it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from pathlib import Path
 
 from torch import nn
 
-from .config import GuidanceConfig
-from .heads import FILE, HeadSet, resolve_heads
+from .guidance_config import GuidanceConfig
+from .head_names import resolve_heads
+from .head_set import FILE, HeadSet
 from .model import map_model
 
 
@@ -53,15 +54,15 @@ class Preset:
         if not self.fits(transformer):
             wanted = f"{self.model} with {self.config}"
             raise ValueError(f"preset {self.name!r} is for {wanted}, but {map_model(transformer).describe()}")
-        made = resolve_heads(
+        heads = resolve_heads(
             map_model(transformer),
             layers=self.layers,
             skip_blocks=self.skip_blocks,
             strength=self.strength,
             guidance=GuidanceConfig(**self.options),
         )
-        made.search.update(note="community default", source=self.source)
-        return made
+        heads.search.update(note="community default", source=self.source)
+        return heads
 
 
 WAN = "WanTransformer3DModel"

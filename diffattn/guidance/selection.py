@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+
+from torch import Tensor
 
 from .model import ModelMap
 from .strengths import Strengths
@@ -45,3 +48,16 @@ class Selection:
         """For the first, or else the last, half of a batch of twice as many samples."""
         strengths = {layer: values.beside_others(samples, first) for layer, values in self.strengths.items()}
         return replace(self, strengths=strengths, skipping=(first,) * samples + (not first,) * samples)
+
+
+def make_selection(
+    model: ModelMap,
+    values: dict[str, Tensor],
+    skip_blocks: Iterable[str] = (),
+    target: str = "identity",
+    rows: str = "all",
+) -> Selection:
+    """From u `(B|1, H)` by layer, in the order of the model's layers; layers that are all 0 are left out."""
+    by_layer = {layer: Strengths(values[layer]) for layer in model.layers if layer in values}
+    kept = {layer: strengths for layer, strengths in by_layer.items() if strengths}
+    return Selection(kept, tuple(skip_blocks), target, rows)

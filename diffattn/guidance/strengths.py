@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -56,3 +58,10 @@ class Strengths:
         """The same strengths for the first, or else the last, half of a batch, and 0 for the other half."""
         own = self.values.expand(samples, -1)
         return Strengths(torch.cat([own, torch.zeros_like(own)] if first else [torch.zeros_like(own), own]))
+
+
+def check_strength(strength: Any) -> None:
+    """Raise unless u is a number from 0 to 1."""
+    number = isinstance(strength, (int, float)) and not isinstance(strength, bool)
+    if not number or not 0 <= strength <= 1:
+        raise ValueError(f"strength must be a number from 0 (unperturbed) to 1, got {strength!r}")

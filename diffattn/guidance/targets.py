@@ -1,4 +1,4 @@
-"""What a perturbed head gives instead of its attention: an interpolation of outputs, never an N x N matrix."""
+"""What a perturbed head returns: its output interpolated towards a target, without an N x N matrix."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHUNK = 4096  # rows of scores that `image_block` holds at a time
 
 
 @dataclass(frozen=True)
-class AttentionCall:
+class LayerCall:
     """One attention call of a layer.
 
     Args:
@@ -38,8 +38,8 @@ class AttentionCall:
     attention: Callable[..., Tensor]
     image: tuple[int, int] | None = None
 
-    def heads(self, index: list[int]) -> AttentionCall:
-        """The same call for some heads only."""
+    def heads(self, index: list[int]) -> LayerCall:
+        """This call for some of its heads."""
         heads = self.query.shape[2]
         key, value, mask = self.key, self.value, self.mask
         if key.shape[2] != heads:
@@ -50,7 +50,7 @@ class AttentionCall:
             query, key, value = (tensor[:, :, index] for tensor in (self.query, key, value))
         else:
             query = self.query
-        return AttentionCall(query, key, value, mask, self.mask_kind, self.scale, self.attention, self.image)
+        return LayerCall(query, key, value, mask, self.mask_kind, self.scale, self.attention, self.image)
 
     def run(self) -> Tensor:
         """The unperturbed output `(B, S, H, D)`."""
@@ -71,20 +71,20 @@ class AttentionCall:
 
 
 def perturb(
-    call: AttentionCall,
+    call: LayerCall,
     strengths: Strengths,
-    target: Callable[[AttentionCall], Tensor] | str = "identity",
+    target: Callable[[LayerCall], Tensor] | str = "identity",
     rows: str = "all",
-    known: Tensor | None = None,
+    unperturbed: Tensor | None = None,
 ) -> Tensor:
     """`O + u (target - O)` in the heads of `strengths`, `O` in the others (SoftPAG, arXiv 2506.10978, Section 3).
 
     Args:
-        call ([`AttentionCall`]): what the layer asks.
+        call ([`LayerCall`]): the attention call of the layer.
         strengths ([`Strengths`]): u `(B|1, H)`. Heads with u = 1 in all samples take no part in the attention.
         target (`str` or `Callable`, *optional*): one of `TARGETS` but `"local"`, or a function of the call.
         rows (`str`, *optional*): one of `ROWS`, the query rows that change.
-        known (`torch.Tensor`, *optional*): `O` `(B, S, H, D)` of this very call, if it was computed before.
+        unperturbed (`torch.Tensor`, *optional*): `O` `(B, S, H, D)` of this call, if it was computed before.
 
     Returns:
         `torch.Tensor`: `(B, S, H, D)`.
@@ -92,22 +92,22 @@ def perturb(
     if call.query.shape[1] != call.key.shape[1]:
         raise NotImplementedError("only self-attention can be perturbed: query and key sequences differ")
     first, last = _rows(call, rows)
-    every = (first, last) == (0, call.query.shape[1])
+    all_rows = (first, last) == (0, call.query.shape[1])
     perturbed, replaced = strengths.heads()
-    out = _unperturbed(call, replaced if every else [], known)
-    some = call.heads(perturbed)
+    out = _output_to_change(call, replaced if all_rows else [], unperturbed)
+    chosen = call.heads(perturbed)
     if rows == "image_block":
-        wanted = _image_block(some)
+        replacement = _image_block(chosen)
     else:
-        wanted = (TARGET_FUNCTIONS[target] if isinstance(target, str) else target)(some)
-        wanted = wanted if wanted.shape[1] == 1 else wanted[:, first:last]
+        replacement = (TARGET_FUNCTIONS[target] if isinstance(target, str) else target)(chosen)
+        replacement = replacement if replacement.shape[1] == 1 else replacement[:, first:last]
     weight = strengths.weights(out, perturbed)[:, None, :, None]
     current = out[:, first:last, perturbed]
-    out[:, first:last, perturbed] = torch.lerp(current, wanted.expand_as(current), weight)
+    out[:, first:last, perturbed] = torch.lerp(current, replacement.expand_as(current), weight)
     return out
 
 
-def _rows(call: AttentionCall, rows: str) -> tuple[int, int]:
+def _rows(call: LayerCall, rows: str) -> tuple[int, int]:
     if rows == "all":
         return 0, call.query.shape[1]
     if call.image is None:
@@ -115,10 +115,10 @@ def _rows(call: AttentionCall, rows: str) -> tuple[int, int]:
     return call.image
 
 
-def _unperturbed(call: AttentionCall, replaced: list[int], known: Tensor | None) -> Tensor:
-    """O, to be written into; the heads `replaced` are left open."""
-    if known is not None:
-        return known.clone()
+def _output_to_change(call: LayerCall, replaced: list[int], unperturbed: Tensor | None) -> Tensor:
+    """A copy of O to write into; the heads `replaced` are left 0."""
+    if unperturbed is not None:
+        return unperturbed.clone()
     if not replaced:
         out = call.run()
         return out.clone() if out.requires_grad else out
@@ -129,17 +129,17 @@ def _unperturbed(call: AttentionCall, replaced: list[int], known: Tensor | None)
     return out
 
 
-def identity(call: AttentionCall) -> Tensor:
+def identity(call: LayerCall) -> Tensor:
     """Every token sees only itself (PAG, arXiv 2403.17377): V."""
     return call.value
 
 
-def uniform(call: AttentionCall) -> Tensor:
-    """Every token sees all valid keys alike: the mean of V, `(B, 1, H, D)`."""
+def uniform(call: LayerCall) -> Tensor:
+    """Every token weighs all valid keys equally: the mean of V, `(B, 1, H, D)`."""
     return _one_row(call, torch.zeros_like(call.query[:, :1]))
 
 
-def smoothed(call: AttentionCall) -> Tensor:
+def smoothed(call: LayerCall) -> Tensor:
     """All queries are their mean, the limit of wide blurring in SEG (arXiv 2408.00760): `(B, 1, H, D)`."""
     mask = call.key_mask()
     if mask is None:
@@ -152,8 +152,8 @@ def smoothed(call: AttentionCall) -> Tensor:
 TARGET_FUNCTIONS = {"identity": identity, "uniform": uniform, "seg": smoothed}
 
 
-def _one_row(call: AttentionCall, query: Tensor) -> Tensor:
-    """Attention of the one query `(B, 1, H, D)`, the scores in float32 or wider."""
+def _one_row(call: LayerCall, query: Tensor) -> Tensor:
+    """Attention of one query `(B, 1, H, D)`, with scores in float32 or wider."""
     wide = torch.promote_types(query.dtype, torch.float32)
     scores = torch.einsum("bqhd,bkhd->bhqk", query.to(wide), call.key.to(wide)) * call.scores_scale()
     mask = call.key_mask()
@@ -162,8 +162,8 @@ def _one_row(call: AttentionCall, query: Tensor) -> Tensor:
     return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), call.value.to(wide)).to(call.value)
 
 
-def _image_block(call: AttentionCall) -> Tensor:
-    """Visual rows that see themselves and the tokens off the grid, as diffusers' PAG for SD3 has it."""
+def _image_block(call: LayerCall) -> Tensor:
+    """Visual rows attend to themselves and to the tokens off the grid, as in diffusers' PAG for SD3."""
     first, last = call.image
     wide = torch.promote_types(call.query.dtype, torch.float32)
     query, key, value = (tensor.to(wide) for tensor in (call.query, call.key, call.value))

@@ -1,7 +1,8 @@
 """Search for the attention heads to guide with."""
 
-from .hunt import estimate, hunt
-from .objectives import Colourfulness, Motion, Objective, Sharpness
+from .hunter import estimate, hunt
+from .objective import Objective
+from .objectives import Colourfulness, Motion, Sharpness
 from .search import Estimate, Settings
 
 __all__ = ["Colourfulness", "Estimate", "Motion", "Objective", "Settings", "Sharpness", "estimate", "hunt"]

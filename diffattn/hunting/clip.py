@@ -1,4 +1,4 @@
-"""Scores of clips against their prompts by a CLIP model, which is downloaded when it is first used."""
+"""Scores of clips by a CLIP model, given their prompts. The model is downloaded when it is first used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .objectives import Objective
+from .objective import Objective
 
 FRAMES = 8  # of a clip that are looked at
 
@@ -65,7 +65,7 @@ def _squares(frames: Tensor, size: int) -> Tensor:
 
 
 class PickScore(ClipScore):
-    """PickScore v1 (arXiv 2305.01569), the objective of arXiv 2506.10978: what people prefer among images."""
+    """PickScore v1 (arXiv 2305.01569), a model of human preferences; the objective of arXiv 2506.10978."""
 
     def __init__(self) -> None:
         super().__init__("yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "pickscore_v1")

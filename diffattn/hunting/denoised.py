@@ -1,4 +1,4 @@
-"""The clean clip that a denoising step points to, as a differentiable function of what the model predicts there."""
+"""The clean clip that a denoising step predicts, as a differentiable function of the output of the model."""
 
 from __future__ import annotations
 
@@ -10,33 +10,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..integration.progress import find_step
+from ..integration.progress import find_call
 from .runner import as_clips
 
 DECODED = ("Wan", "HunyuanVideoPipeline", "CogVideoX", "StableDiffusion3")
-Listener = Callable[[Tensor, Tensor, Any], None]
+StepObserver = Callable[[Tensor, Tensor, Any], None]
 
 
 @contextmanager
-def listening(scheduler: Any, listener: Listener) -> Iterator[None]:
-    """Tell `listener` the model output, the sample and the timestep of every step of a scheduler, before the step."""
-    forward = scheduler.step
-    names = inspect.signature(forward)
+def observed_steps(scheduler: Any, observe: StepObserver) -> Iterator[None]:
+    """Call `observe` with the model output, the sample and the timestep of every step of a scheduler, before the step.
 
-    def step(*args, **kwargs):
-        given = names.bind(*args, **kwargs).arguments
-        listener(given["model_output"], given["sample"], given["timestep"])
-        return forward(*args, **kwargs)
+    A scheduler of second order takes two such steps for each of its own.
+    """
+    before, step = vars(scheduler).get("step"), scheduler.step
+    signature = inspect.signature(step)
 
-    scheduler.step = step
+    def observed(*args, **kwargs):
+        given = signature.bind(*args, **kwargs).arguments
+        observe(given["model_output"], given["sample"], given["timestep"])
+        return step(*args, **kwargs)
+
+    scheduler.step = observed
     try:
         yield
     finally:
-        del scheduler.step
+        if before is None:
+            del scheduler.step
+        else:
+            scheduler.step = before
 
 
 def clean_sample(scheduler: Any, output: Tensor, sample: Tensor, timestep: Any) -> tuple[Tensor, float]:
-    """What the sample would be without noise, and the share of its noise that this step takes away.
+    """The predicted sample without noise, and the share of its noise that this step removes.
 
     Args:
         scheduler (`SchedulerMixin`): of a flow (`sigmas`), or of a diffusion that predicts noise or velocity.
@@ -47,15 +53,15 @@ def clean_sample(scheduler: Any, output: Tensor, sample: Tensor, timestep: Any) 
         `tuple`: x0 in the shape of `sample`, and `(sigma - sigma_next) / sigma`, from 0 to 1.
     """
     kind = scheduler.config.get("prediction_type", "flow_prediction")
-    step, steps = find_step(None, scheduler, torch.as_tensor(timestep))
+    call, calls = find_call(scheduler, torch.as_tensor(timestep))
     if kind == "flow_prediction":
-        sigma, after = (float(value) for value in scheduler.sigmas[step : step + 2])
+        sigma, after = (float(value) for value in scheduler.sigmas[call : call + 2])
         return sample - sigma * output, 1 - after / sigma
     if kind not in ("epsilon", "v_prediction") or not hasattr(scheduler, "alphas_cumprod"):
         raise ValueError(f"the gradient screen does not know {type(scheduler).__name__} with prediction_type={kind!r}")
     alphas = scheduler.alphas_cumprod.double()
     alpha = float(alphas[int(timestep)])
-    following = float(alphas[int(scheduler.timesteps[step + 1])]) if step + 1 < steps else 1.0
+    following = float(alphas[int(scheduler.timesteps[call + 1])]) if call + 1 < calls else 1.0
     sigma, after = (((1 - a) / a) ** 0.5 for a in (alpha, following))
     if kind == "epsilon":
         return sample / alpha**0.5 - sigma * output, 1 - after / sigma
@@ -63,10 +69,10 @@ def clean_sample(scheduler: Any, output: Tensor, sample: Tensor, timestep: Any) 
 
 
 def decode(pipe: Any, latents: Tensor) -> Tensor:
-    """Clips `(B, T, C, H, W)` in 0..1 of latents, as the pipeline itself decodes them, differentiably.
+    """Clips `(B, T, C, H, W)` in 0..1 of latents, decoded differentiably as the pipeline decodes them.
 
     Raises:
-        ValueError: a pipeline of which this is not known.
+        ValueError: it is not known how this pipeline decodes latents.
     """
     name = type(pipe).__name__
     if not name.startswith(DECODED):

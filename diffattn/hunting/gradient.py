@@ -1,8 +1,9 @@
-"""All heads ranked by one backward pass for every prompt and step.
+"""Ranks all heads by one backward pass per prompt and step.
 
-With u as a tensor, the guided prediction `v_c + w (v_c - v_p(u))` has a gradient in the strength of every head, also
-of those with u = 0. At each step of the guided trajectory it is taken of the objective at the clean clip that the step
-points to, and weighted with the share of noise that the step takes away; nothing is sent back through time.
+With u as a tensor, the guided prediction `v_c + w (v_c - v_p(u))` has a gradient with respect to the strength of
+every head, also where u = 0. At each step of the guided trajectory, the objective is evaluated at the clean clip that
+the step predicts; its gradient is weighted by the share of the noise that the step removes. Gradients do not flow
+through time.
 """
 
 from __future__ import annotations
@@ -15,24 +16,24 @@ import torch
 from torch import Tensor, nn
 
 from ..guidance import Guided
-from ..guidance.hook import GuidanceHook, find_guidance
+from ..guidance.guidance_hook import GuidanceHook, find_guidance
 from ..integration.apply import find_transformers
-from .denoised import clean_sample, decode, listening
+from .denoised import clean_sample, decode, observed_steps
 from .runner import Runner, as_clips
 
 
 class GraphHook(GuidanceHook):
-    """A [`GuidanceHook`] that keeps the graph of its perturbed pass, in a pipeline that keeps none."""
+    """A [`GuidanceHook`] that keeps the autograd graph of its perturbed pass, although the pipeline keeps none."""
 
     graph: list[Tensor] | None = None
 
     @classmethod
-    def instead_of(cls, hook: GuidanceHook) -> GraphHook:
-        """In the place of a hook of the same settings."""
-        made = cls(hook.perturber, hook.config, hook.phases, hook.cfg, hook.scheduler)
+    def in_place_of(cls, hook: GuidanceHook) -> GraphHook:
+        """Replace a hook by one with the same settings."""
+        replacement = cls(hook.perturber, hook.config, hook.phases, hook.cfg, hook.scheduler)
         hook.detach()
-        made.attach()
-        return made
+        replacement.attach()
+        return replacement
 
     def _perturbed(self, *args) -> list[Tensor]:
         with torch.enable_grad():
@@ -40,13 +41,13 @@ class GraphHook(GuidanceHook):
         return [part.detach() for part in self.graph]
 
     def take(self) -> Tensor | None:
-        """The prediction with its graph, which is let go."""
+        """The prediction with its graph, which is not kept any longer."""
         graph, self.graph = self.graph, None
         return None if graph is None else graph[0]
 
 
 class GradientScreen:
-    """Rough gains of all heads.
+    """Estimates the gain of every head.
 
     Args:
         runner ([`Runner`]): of the search.
@@ -63,7 +64,7 @@ class GradientScreen:
         self.runner, self.decode = runner, decode or self._decode
 
     def gradients(self, selected: Sequence[str], pair: int) -> dict[str, float]:
-        """Derivative of the score of one pair in the strength of every head, the selected ones being on."""
+        """Derivative of the score of one pair by the strength of every head, with the selected heads perturbed."""
         runner = self.runner
         with runner.guided() as run, frozen(runner.pipe):
             strengths = {layer: torch.zeros(1, heads) for layer, heads in run.model.layers.items()}
@@ -76,15 +77,15 @@ class GradientScreen:
 
     def _run(self, pair: int, strengths: dict[str, Tensor], leaves: list[Tensor]) -> list[Tensor]:
         pipe = self.runner.pipe
-        hooks = [GraphHook.instead_of(find_guidance(part)) for part in find_transformers(pipe)]
+        hooks = [GraphHook.in_place_of(find_guidance(part)) for part in find_transformers(pipe)]
         run = Guided(pipe)
         run.set_strengths(strengths)
         totals = [torch.zeros_like(leaf) for leaf in leaves]
-        heard = 0
+        observed = 0
 
-        def listener(output: Tensor, sample: Tensor, timestep: Any) -> None:
-            nonlocal heard
-            heard += 1
+        def observe(output: Tensor, sample: Tensor, timestep: Any) -> None:
+            nonlocal observed
+            observed += 1
             for perturbed in [graph for graph in (hook.take() for hook in hooks) if graph is not None]:
                 wanted, weight = self._wanted(output, sample, timestep, pair)
                 found = torch.autograd.grad(perturbed, leaves, wanted.to(perturbed), allow_unused=True)
@@ -93,15 +94,15 @@ class GradientScreen:
                     if own is not None:
                         total.add_(own, alpha=weight)
 
-        with listening(pipe.scheduler, listener):
+        with observed_steps(pipe.scheduler, observe):
             self.runner.generate(pair, 1, run, output_type="latent")
-        if not heard:
+        if not observed:
             raise ValueError(f"{type(pipe).__name__} does not step its scheduler: use screen=None")
         return totals
 
     @torch.enable_grad()
     def _wanted(self, output: Tensor, sample: Tensor, timestep: Any, pair: int) -> tuple[Tensor, float]:
-        """The gradient of the objective in the perturbed prediction, and the weight of the step."""
+        """The gradient of the objective with respect to the perturbed prediction, and the weight of the step."""
         scheduler, scale = self.runner.pipe.scheduler, self.runner.guidance.scale
         leaf = output.detach().requires_grad_()
         clean, weight = clean_sample(scheduler, leaf, sample.detach(), timestep)
@@ -117,7 +118,7 @@ class GradientScreen:
 
 @contextmanager
 def frozen(pipe: Any) -> Iterator[None]:
-    """No weight asks for a gradient, which would keep what only its own gradient needs."""
+    """No weight requires a gradient, so that activations which only weight gradients need are not kept."""
     parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     asking = [weight for part in parts for weight in part.parameters() if weight.requires_grad]
     for weight in asking:

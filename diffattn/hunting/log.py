@@ -1,4 +1,4 @@
-"""What a search has seen so far, on disk: one JSON file of what is searched, and lines of scores that only grow."""
+"""The log of a search on disk: a JSON file that describes the search, and append-only files of scores."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ LINES = "log-{:05d}.jsonl"
 class SearchLog:
     """Scores by key, kept in a folder if there is one.
 
-    Every process appends to a file of its own and reads those of all, so that the number of processes may change
+    Every process appends to a file of its own and reads the files of all, so that the number of processes may change
     between runs. A line that a killed process left half written is dropped.
 
     Args:
-        folder (`Path`, *optional*): where it lies; without one nothing outlives the process.
+        folder (`Path`, *optional*): of the log; without one, scores are lost when the process ends.
         config (`dict`): JSON-ready description of the search.
         rank (`int`, *optional*, defaults to 0): number of this process.
 
@@ -42,7 +42,7 @@ class SearchLog:
         return self.values[key]
 
     def add(self, entries: Iterable[tuple[tuple, Any]]) -> None:
-        """Note what this process found, on disk before it returns."""
+        """Add scores of this process; they are on disk when this returns."""
         entries = list(entries)
         self.merge(entries)
         if self.file is None or not entries:
@@ -53,7 +53,7 @@ class SearchLog:
             os.fsync(file.fileno())
 
     def merge(self, entries: Iterable[tuple[tuple, Any]]) -> None:
-        """Take over what another process found."""
+        """Add scores that another process found and wrote."""
         self.values.update(entries)
 
     def _open(self, rank: int) -> None:
@@ -78,7 +78,7 @@ class SearchLog:
 
 
 def fingerprint(value: Any) -> str:
-    """A short hash of anything JSON can hold, or of bytes."""
+    """A short hash of a JSON-ready value or of bytes."""
     data = value if isinstance(value, bytes) else json.dumps(value, sort_keys=True).encode()
     return hashlib.sha256(data).hexdigest()[:16]
 

@@ -1,4 +1,4 @@
-"""What a search looks for: functions of clips and their prompts, to be added up with weights."""
+"""The built-in objectives, by name."""
 
 from __future__ import annotations
 
@@ -9,52 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .clip import ClipScore, PickScore
+from .objective import Objective, weighted_sum
+
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
-class Objective:
-    """A score per clip; more is better. Objectives add up: `0.7 * ClipScore() + 0.3 * Sharpness()`.
-
-    Args:
-        function (`Callable`): clips `(B, T, C, H, W)` in 0..1, float32 (an image is a clip of one frame), and B
-            prompts to a tensor `(B,)`. It must be differentiable for `screen="gradient"`.
-        name (`str`, *optional*): what the log of a search calls it; the name of the function by default.
-    """
-
-    def __init__(self, function: Callable[[Tensor, list[str]], Tensor], name: str | None = None) -> None:
-        self.function = function
-        self.name = name or getattr(function, "__qualname__", type(function).__name__)
-
-    def __call__(self, videos: Tensor, prompts: list[str]) -> Tensor:
-        return self.function(videos, prompts)
-
-    def __repr__(self) -> str:
-        return self.name
-
-    def __mul__(self, weight: float) -> Objective:
-        return _weighted([(float(weight), self)])
-
-    __rmul__ = __mul__
-
-    def __neg__(self) -> Objective:
-        return -1.0 * self
-
-    def __add__(self, other: Objective) -> Objective:
-        return _weighted([(1.0, self), (1.0, other)])
-
-    def __sub__(self, other: Objective) -> Objective:
-        return _weighted([(1.0, self), (-1.0, other)])
-
-
-def _weighted(terms: list[tuple[float, Objective]]) -> Objective:
-    def total(videos: Tensor, prompts: list[str]) -> Tensor:
-        return sum(weight * objective(videos, prompts) for weight, objective in terms)
-
-    return Objective(total, " + ".join(f"{weight:g} * ({objective.name})" for weight, objective in terms))
-
-
 def as_objective(given: Any) -> Objective:
-    """An [`Objective`] of a callable, or of the name of a built-in one."""
+    """An [`Objective`] from a callable or from the name of a built-in one."""
     if isinstance(given, Objective):
         return given
     if isinstance(given, str):
@@ -112,24 +74,12 @@ def colourfulness(videos: Tensor, prompts: Sequence[str] = ()) -> Tensor:
     return spread + 0.3 * opponents.mean(-1).square().sum(1).clamp(min=1e-12).sqrt()
 
 
-def _clip() -> Objective:
-    from .clip import ClipScore
-
-    return ClipScore()
-
-
-def _pick() -> Objective:
-    from .clip import PickScore
-
-    return PickScore()
-
-
 BUILT_IN: dict[str, Callable[[], Objective]] = {
     "sharpness": Sharpness,
     "motion": Motion,
     "colourfulness": Colourfulness,
-    "clip": _clip,
-    "pickscore": _pick,
+    "clip": ClipScore,
+    "pickscore": PickScore,
 }
 
 
@@ -148,4 +98,4 @@ def by_name(names: Sequence[str]) -> Objective:
         raise ValueError(f"give at least one objective of {', '.join(BUILT_IN)}")
     if len(terms) == 1 and terms[0][0] == 1:
         return BUILT_IN[terms[0][1]]()
-    return _weighted([(weight, BUILT_IN[name]()) for weight, name in terms])
+    return weighted_sum([(weight, BUILT_IN[name]()) for weight, name in terms])

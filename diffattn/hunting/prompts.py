@@ -1,4 +1,4 @@
-"""Pairs of a prompt and a seed: what every candidate is tried on."""
+"""Pairs of a prompt and a seed, on which every candidate is tried."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .log import fingerprint
 
 
 @dataclass(frozen=True)
-class Pair:
+class PromptSeed:
     """A prompt, or other inputs of a pipeline, and the seed of its noise.
 
     Args:
@@ -26,7 +26,7 @@ class Pair:
 
     @property
     def prompt(self) -> str:
-        """What the objective gets; empty where only embeddings were given."""
+        """The prompt that the objective is given; empty where only embeddings were given."""
         return self.inputs.get("prompt", "")
 
     def batch(self, size: int) -> dict[str, Any]:
@@ -39,12 +39,12 @@ class Pair:
         return fingerprint({name: describe(value) for name, value in self.inputs.items()})
 
 
-def make_pairs(prompts: Iterable[str | dict], seeds: Sequence[int] | None = None) -> list[Pair]:
+def make_pairs(prompts: Iterable[str | dict], seeds: Sequence[int] | None = None) -> list[PromptSeed]:
     """One pair for every prompt.
 
     Args:
         prompts (`list`): each a string or a dict of inputs of the pipeline.
-        seeds (`list[int]`, *optional*): as many; 0, 1, 2, ... by default, as arXiv 2506.10978 has it for styles.
+        seeds (`list[int]`, *optional*): one for each prompt; 0, 1, 2, ... by default, as in arXiv 2506.10978.
     """
     if isinstance(prompts, (str, dict)):
         raise TypeError(f"prompts must be a list, got one {type(prompts).__name__}")
@@ -56,11 +56,11 @@ def make_pairs(prompts: Iterable[str | dict], seeds: Sequence[int] | None = None
     seeds = list(range(len(prompts)) if seeds is None else seeds)
     if len(seeds) != len(prompts):
         raise ValueError(f"seeds must be as many as prompts, one for each: got {len(seeds)} and {len(prompts)}")
-    return [Pair({"prompt": p} if isinstance(p, str) else dict(p), int(seed)) for p, seed in zip(prompts, seeds)]
+    return [PromptSeed({"prompt": p} if isinstance(p, str) else dict(p), int(seed)) for p, seed in zip(prompts, seeds)]
 
 
 def describe(value: Any) -> Any:
-    """Something JSON can hold that tells one input from another."""
+    """A JSON-ready value that differs where inputs differ."""
     if isinstance(value, Tensor):
         data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
         return f"{value.dtype} {list(value.shape)} {fingerprint(data)}"

@@ -1,4 +1,4 @@
-"""Clips of candidates, and their scores: calls of the pipeline, and nothing of the search."""
+"""Generates clips with candidate heads and scores them; knows nothing of the search."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from diffusers.utils import logging
 from torch import Tensor, nn
 
 from .._compat import quiet_pipeline
-from ..guidance import GuidanceConfig, Guided, guided
+from ..guidance import GuidanceConfig, Guided, HeadSet, guided
 from ..integration.apply import find_transformers
-from .objectives import Objective
-from .prompts import Pair
+from .objective import Objective
+from .prompts import PromptSeed
 
 logger = logging.get_logger(__name__)
 
-OURS = ("prompt", "generator", "return_dict", "num_videos_per_prompt", "num_images_per_prompt", "latents")
+SET_BY_THE_SEARCH = ("prompt", "generator", "return_dict", "num_videos_per_prompt", "num_images_per_prompt", "latents")
 
 
 class Runner:
-    """Generates with chosen heads and scores what comes out.
+    """Generates clips with chosen heads and scores them.
 
     Args:
         pipe (`DiffusionPipeline`): unguided.
         objective ([`Objective`]): the score.
-        pairs (`list[Pair]`): prompts and seeds.
+        pairs (`list[PromptSeed]`): prompts and seeds.
         guidance ([`GuidanceConfig`], *optional*): how the heads guide.
         strength (`float`, *optional*, defaults to 1.0): u of every head.
         batch_size (`int`, *optional*, defaults to 1): candidates that are generated together. A batch is never
             smaller, as the kernels that a batch runs on may depend on its size.
-        options (`dict`, *optional*): more arguments of the pipeline.
+        options (`dict`, *optional*): further arguments of the pipeline.
     """
 
     def __init__(
         self,
         pipe: Any,
         objective: Objective,
-        pairs: Sequence[Pair],
+        pairs: Sequence[PromptSeed],
         guidance: GuidanceConfig | None = None,
         strength: float = 1.0,
         batch_size: int = 1,
@@ -50,7 +50,7 @@ class Runner:
         self.guidance, self.strength = guidance or GuidanceConfig(), strength
         self.batch_size, self.options = batch_size, {"output_type": "pt", **(options or {})}
         self.passes = 0.0
-        taken = [name for name in OURS if name in self.options]
+        taken = [name for name in SET_BY_THE_SEARCH if name in self.options]
         if taken:
             raise ValueError(f"a search sets {', '.join(taken)} itself: give prompts= and seeds=")
 
@@ -68,11 +68,8 @@ class Runner:
 
     @contextmanager
     def guided(self) -> Iterator[Guided]:
-        """Within it the pipeline is guided, by no heads to begin with, and shows no bars of its own."""
-        options = {name: getattr(self.guidance, name) for name in ("target", "rows", "start", "stop", "rescale")}
-        if self.guidance.apply_to == "cond":
-            options["scale"] = self.guidance.scale
-        with quiet_pipeline(self.pipe), guided(self.pipe, (), apply_to=self.guidance.apply_to, **options) as run:
+        """Within it the pipeline is guided, at first by no heads, and shows no progress bars."""
+        with quiet_pipeline(self.pipe), guided(self.pipe, HeadSet(guidance=self.guidance)) as run:
             yield run
 
     def generate(self, pair: int, size: int, run: Guided, **more: Any) -> Tensor:
@@ -94,7 +91,7 @@ class Runner:
         return found
 
     def count_passes(self) -> tuple[int, float]:
-        """Denoising steps, and passes of the transformer in each without guidance, found by running one step."""
+        """Denoising steps, and passes of the transformer per unguided step, found by running one step."""
         custom = [name for name in ("sigmas", "timesteps") if self.options.get(name) is not None]
         options = dict.fromkeys(custom) | {"num_inference_steps": 1, "output_type": "latent"}
         before = self.passes
@@ -109,13 +106,13 @@ class Runner:
 
 
 def as_clips(made: Tensor) -> Tensor:
-    """Images `(B, C, H, W)` as clips of one frame; anything in float32 or wider."""
+    """Images `(B, C, H, W)` as clips of one frame; float32 or wider."""
     return (made[:, None] if made.ndim == 4 else made).to(torch.promote_types(made.dtype, torch.float32))
 
 
 @contextmanager
 def count_samples(transformers: Sequence[nn.Module]) -> Iterator[Callable[[], int]]:
-    """Counts the samples that go through the transformers: two a step with classifier-free guidance."""
+    """Count the samples that go through the transformers: two per step with classifier-free guidance."""
     total = 0
 
     def note(module: nn.Module, args: tuple, kwargs: dict) -> None:

@@ -1,4 +1,4 @@
-"""The search itself: which heads are tried on which prompts, and which are chosen. Knows no model and no pipeline."""
+"""The search: which heads are tried on which prompts, and which are chosen. It knows no model and no pipeline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BASELINE = ""  # no candidate: the heads that are selected already, and no other
 
 @dataclass(frozen=True)
 class Settings:
-    """How heads are searched.
+    """The settings of a search.
 
     Args:
         rounds (`int`, *optional*, defaults to 5): R of arXiv 2506.10978, Algorithm 1.
@@ -25,7 +25,7 @@ class Settings:
         halving (`bool`, *optional*, defaults to `True`): try all heads on few prompts and fewer on more, instead of
             all on all.
         first (`int`, *optional*, defaults to 2): prompts of the first rung of halving.
-        eta (`int`, *optional*, defaults to 2): from rung to rung this many times more prompts, and fewer heads.
+        eta (`int`, *optional*, defaults to 2): each rung has this many times more prompts and fewer heads.
     """
 
     rounds: int = 5
@@ -76,7 +76,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Round:
-    """What a round found.
+    """The result of a round.
 
     Args:
         chosen (`tuple[str, ...]`): heads it added, best first.
@@ -149,7 +149,7 @@ def best(heads: Sequence[str], values: dict[str, float], count: int) -> list[str
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a search costs.
+    """The cost of a search.
 
     Args:
         clips (`int`): videos or images that are generated, screening runs among them.

@@ -1,4 +1,4 @@
-"""Who scores what: work items shared among processes, noted in the log, shown in a bar."""
+"""Shares the scoring of a search among processes, logs the scores and shows a progress bar."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .search import BASELINE, Estimate, Scores
 
 
 class Work(AbstractContextManager):
-    """Scores for a search, from the log or from clips made for it.
+    """Provides scores: from the log, or from clips that are generated.
 
-    A work item is a batch of candidates on one pair. The batches depend on nothing but what is asked, so that a search
-    that goes on from a log makes the very batches it would have made; items go to processes in turn.
+    A work item is a batch of candidates on one pair. Batches depend only on candidates and pairs, so that a resumed
+    search makes the same batches as an uninterrupted one. Items go to processes in turn.
 
     Args:
         runner ([`Runner`]): makes and scores clips.
@@ -65,7 +65,7 @@ class Work(AbstractContextManager):
         return sum(key[0] != "passes" for key in self.log.values)
 
     def score(self, selected: Sequence[str], candidates: Sequence[str], pairs: Sequence[int]) -> Scores:
-        """Scores of `selected` with each candidate, neighbours in depth together so that they share what is before."""
+        """Scores of `selected` with each candidate; candidates of similar depth share a batch."""
         ordered, size = sorted(candidates, key=self.place.__getitem__), self.runner.batch_size
         batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
         items = [[("score", len(selected), head, pair) for head in batch] for pair in pairs for batch in batches]
@@ -92,7 +92,7 @@ class Work(AbstractContextManager):
         return {head: sum(row[index] for row in rows) / len(rows) for index, head in enumerate(heads)}
 
     def _do(self, items: list[list[tuple]], run: Any) -> None:
-        """Run those items of this process that are not in the log, and share what was found."""
+        """Run the items of this process that are not in the log, and share their scores."""
         missing = [item for item in items if any(key not in self.log for key in item)]
         self.bar.update(sum(map(len, items)) - sum(map(len, missing)))
         own, mine = [], missing[self.rank :: self.state.num_processes]

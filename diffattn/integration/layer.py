@@ -5,7 +5,11 @@ from __future__ import annotations
 import threading
 from collections import Counter
 
+from torch import Tensor
+
 from ..kernels.plan import Plan
+
+UNREAD_CALLS = 1024
 
 _counting = threading.Lock()
 
@@ -37,6 +41,7 @@ class Layer:
         self.plan: Plan | None = None
         self.dense_calls: Counter = Counter()
         self._shares: Counter = Counter()  # calls by the shares of the visual and of all products they computed
+        self._unread: list[tuple[Tensor, Tensor]] = []  # the same, still on a device that nobody waits for
 
     def begin_step(self, dense: bool) -> None:
         """This thread starts a step that runs dense in every layer, or does not."""
@@ -58,16 +63,18 @@ class Layer:
 
     def count_sparse(self, plan: Plan, keep: bool) -> None:
         """Note one sparse call, and the plan itself where it is to be kept."""
-        shares = plan.density, plan.computed
+        shares = plan.density_tensors()
         with _counting:
-            self._shares[shares] += 1
+            self._unread.append(shares)
+            if shares[0].device.type == "cpu" or len(self._unread) > UNREAD_CALLS:
+                self._read()
             if keep:
                 self.plan = plan
 
     @property
     def sparse_calls(self) -> int:
         """Calls that ran a plan."""
-        return self._shares.total()
+        return self._shares.total() + len(self._unread)
 
     @property
     def density(self) -> float | None:
@@ -80,11 +87,19 @@ class Layer:
         return self._mean(1)
 
     def _mean(self, which: int) -> float | None:
-        shares = dict(self._shares)
+        with _counting:
+            self._read()
+            shares = dict(self._shares)
         if len(shares) == 1:
-            return next(iter(shares))[which]
+            return next(iter(shares))[which]  # as it is, without rounding
         total = sum(pair[which] * calls for pair, calls in shares.items())
         return total / sum(shares.values()) if shares else None
+
+    def _read(self) -> None:
+        """Wait for the device and count what it found."""
+        for pair in self._unread:
+            self._shares[tuple(float(share) for share in pair)] += 1
+        self._unread.clear()
 
     @property
     def calls(self) -> int:
@@ -97,6 +112,8 @@ class Layer:
         return (self.computed or 0.0) * self.sparse_calls + self.dense_calls.total()
 
     def __getstate__(self) -> dict:
+        with _counting:
+            self._read()
         return {name: value for name, value in vars(self).items() if name not in ("mode", "plan")}
 
     def __setstate__(self, state: dict) -> None:

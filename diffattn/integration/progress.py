@@ -47,14 +47,14 @@ def find_step(context: Any, scheduler: Any, timestep: torch.Tensor | None) -> tu
     # before diffusers 0.41 a context was no more than a name
     call, calls = getattr(context, "step_index", None), getattr(context, "num_inference_steps", None)
     if None in (call, calls):
-        call, calls = _call_of(scheduler, timestep)
+        call, calls = find_call(scheduler, timestep)
     if call is None or call >= calls:
         return None
     order = getattr(scheduler, "order", 1)
     return call // order, -(-calls // order)
 
 
-def _call_of(scheduler: Any, timestep: torch.Tensor | None) -> tuple[int | None, int]:
+def find_call(scheduler: Any, timestep: torch.Tensor | None) -> tuple[int | None, int]:
     """Which of its timesteps a scheduler is at, and how many there are; None while it does not run."""
     timesteps = getattr(scheduler, "timesteps", None)
     if timesteps is None or getattr(scheduler, "num_inference_steps", None) is None:

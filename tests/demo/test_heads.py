@@ -17,7 +17,7 @@ from diffattn.demo.heads import CAPTION, CHOSEN, SIDE, draw_heads, head_at, head
 from diffattn.demo.sessions import Sessions
 from diffattn.demo.worker import Compared, Made
 from diffattn.guidance import ModelMap, map_model
-from diffattn.guidance.hook import find_guidance
+from diffattn.guidance.guidance_hook import find_guidance
 from diffattn.integration.apply import find_transformers
 
 SMALL = Request("a red circle", density=0.3, dense_start=0, steps=2, width=64, height=64, frames=5)

@@ -7,8 +7,8 @@ from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteSchedul
 from models.builders import case
 
 from diffattn.guidance import combine, guide, guided, resolve_heads
-from diffattn.guidance.cfg import BATCHED, CALLS, DISTILLED, NOT_AFFINE
 from diffattn.guidance.engine import Perturber
+from diffattn.models.classifier_free import BATCHED, CALLS, DISTILLED, NOT_AFFINE
 
 HEADS = {(0, 1): 0.6, (1, 0): 1.0}
 MASKS = {"prompt_attention_mask": torch.ones(1, 7), "negative_prompt_attention_mask": torch.ones(1, 7)}

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffattn.guidance import resolve_heads
 from diffattn.guidance.engine import Perturber
-from diffattn.guidance.heads import resolve_heads
 
 SD3 = {
     "sample_size": 128,

@@ -11,9 +11,8 @@ from models.pipeline_builders import PIPELINES
 
 import diffattn
 from diffattn import RadialConfig, Schedule
-from diffattn.guidance import combine, guided
+from diffattn.guidance import combine, guided, resolve_heads
 from diffattn.guidance.engine import Perturber
-from diffattn.guidance.heads import resolve_heads
 from diffattn.guidance.model import map_model
 
 CASES = {case.name: case for case in PIPELINES}
@@ -220,7 +219,7 @@ def test_uncond_is_perturbed_without_any_extra_pass(name):
 
 def test_uncond_without_cfg_says_that_it_does_nothing(monkeypatch):
     said = []
-    monkeypatch.setattr("diffattn.guidance.hook.logger.warning", said.append)
+    monkeypatch.setattr("diffattn.guidance.guidance_hook.logger.warning", said.append)
     pipe = wan.text_to_video()
     plain = wan.run(pipe, 2, guidance_scale=1.0)
     with guided(pipe, HEADS, apply_to="uncond"):

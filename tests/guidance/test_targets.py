@@ -4,7 +4,7 @@ import torch
 from explicit import Matrices, interpolate
 
 from diffattn.guidance.strengths import Strengths
-from diffattn.guidance.targets import AttentionCall, perturb
+from diffattn.guidance.targets import LayerCall, perturb
 
 TOKENS, HEADS, IMAGE = 13, 4, (3, 11)
 STRENGTHS = torch.tensor([[0.0, 0.3, 1.0, 0.75], [0.5, 0.0, 1.0, 1.0]], dtype=torch.float64)
@@ -22,7 +22,7 @@ def make_call(mask=None, heads=HEADS, attention=dense):
     torch.manual_seed(0)
     query = torch.randn(2, TOKENS, HEADS, 8, dtype=torch.float64)
     key, value = torch.randn(2, 2, TOKENS, heads, 8, dtype=torch.float64)
-    return AttentionCall(query, key, value, mask, "keys", None, attention, IMAGE)
+    return LayerCall(query, key, value, mask, "keys", None, attention, IMAGE)
 
 
 def wanted(call, change):
@@ -72,7 +72,7 @@ def test_image_block_in_chunks(monkeypatch):
 
 def test_strength_zero_and_one_are_exact_in_half_precision():
     call = make_call()
-    call = AttentionCall(*(t.bfloat16() for t in (call.query, call.key, call.value)), None, "keys", None, dense, IMAGE)
+    call = LayerCall(*(t.bfloat16() for t in (call.query, call.key, call.value)), None, "keys", None, dense, IMAGE)
     values = torch.tensor([[0.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0]])
     got, plain = perturb(call, Strengths(values)), call.run()
     for sample in range(2):
@@ -101,7 +101,7 @@ def test_a_known_output_is_used_and_not_changed():
     known = call.run()
     kept = known.clone()
     blind = make_call(attention=None)
-    assert torch.equal(perturb(blind, Strengths(STRENGTHS), known=known), perturb(call, Strengths(STRENGTHS)))
+    assert torch.equal(perturb(blind, Strengths(STRENGTHS), unperturbed=known), perturb(call, Strengths(STRENGTHS)))
     assert torch.equal(known, kept)
 
 
@@ -119,10 +119,10 @@ def test_gradient_reaches_every_strength_and_is_the_finite_difference():
 
 def test_what_cannot_be_perturbed_says_so():
     call = make_call()
-    cross = AttentionCall(call.query, call.key[:, :5], call.value[:, :5], None, "keys", None, dense)
+    cross = LayerCall(call.query, call.key[:, :5], call.value[:, :5], None, "keys", None, dense)
     with pytest.raises(NotImplementedError, match="only self-attention"):
         perturb(cross, Strengths(STRENGTHS))
-    lost = AttentionCall(call.query, call.key, call.value, None, "keys", None, dense)
+    lost = LayerCall(call.query, call.key, call.value, None, "keys", None, dense)
     with pytest.raises(NotImplementedError, match="place of the visual tokens"):
         perturb(lost, Strengths(STRENGTHS), rows="image")
     scores = make_call(torch.zeros(2, 1, TOKENS, TOKENS, dtype=torch.float64))

@@ -1,12 +1,17 @@
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLCogVideoX, AutoencoderKLHunyuanVideo
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLCogVideoX,
+    AutoencoderKLHunyuanVideo,
+    FlowMatchHeunDiscreteScheduler,
+)
 from models.pipeline_builders import PIPELINES
 
 from diffattn.guidance import GuidanceConfig
-from diffattn.hunting.denoised import clean_sample, decode
+from diffattn.hunting import Objective, Sharpness
+from diffattn.hunting.denoised import clean_sample, decode, observed_steps
 from diffattn.hunting.gradient import GradientScreen
-from diffattn.hunting.objectives import Objective, Sharpness
 from diffattn.hunting.prompts import make_pairs
 from diffattn.hunting.runner import Runner
 
@@ -138,3 +143,22 @@ def test_what_it_cannot_do_is_said(pipe, prompts):
     with pytest.raises(ValueError, match="does not know how FluxPipeline decodes latents: give decode="):
         decode_unknown = next(case for case in PIPELINES if str(case) == "FluxPipeline").build()
         decode(decode_unknown, torch.zeros(1, 4, 16))
+
+
+def test_both_calls_of_a_second_order_step_point_to_their_own_clean_sample(pipe):
+    scheduler = FlowMatchHeunDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(3)
+    sample, output = torch.randn(2, 1, 3)
+    calls = scheduler.sigmas.tolist()
+    for call, timestep in enumerate(scheduler.timesteps):
+        clean, share = clean_sample(scheduler, output, sample, timestep)
+        assert torch.allclose(clean, sample - calls[call] * output)
+        assert share == pytest.approx(1 - calls[call + 1] / calls[call])
+        scheduler.step(output, timestep, sample)
+
+
+def test_a_step_that_was_replaced_before_is_put_back(pipe, prompts):
+    pipe.scheduler.step = own = lambda *args, step=pipe.scheduler.step, **kwargs: step(*args, **kwargs)
+    with observed_steps(pipe.scheduler, lambda *_: None):
+        assert pipe.scheduler.step is not own
+    assert pipe.scheduler.step is own

@@ -11,7 +11,7 @@ from models.pipeline_builders import PIPELINES
 
 import diffattn
 from diffattn.guidance import GuidanceConfig, HeadSet
-from diffattn.guidance.hook import find_guidance
+from diffattn.guidance.guidance_hook import find_guidance
 from diffattn.hunting import Objective, Sharpness, estimate, hunt
 from diffattn.hunting.prompts import make_pairs
 from diffattn.hunting.runner import Runner

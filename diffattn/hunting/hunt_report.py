@@ -1,4 +1,4 @@
-"""What a search found, as JSON and as pictures."""
+"""The report of a search, as JSON and as pictures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from diffusers.utils import logging
 from torch import Tensor
 
-from ..guidance.heads import HeadSet
+from ..guidance.head_set import HeadSet
 from ..guidance.model import ModelMap
 from .search import Round
 
@@ -32,7 +32,7 @@ def write_report(folder: Path, model: ModelMap, heads: HeadSet, found: Sequence[
 
 
 def head_map(model: ModelMap, found: Sequence[Round]) -> Tensor:
-    """Gain of every head in the first round, `(layers, heads)`; NaN where a head was not tried or is not there."""
+    """Gain of every head in the first round, `(layers, heads)`; NaN where a head was not tried or does not exist."""
     made = torch.full((len(model.layers), max(model.layers.values())), torch.nan)
     places = {layer: index for index, layer in enumerate(model.layers)}
     for head, gain in found[0].gains.items():
@@ -85,7 +85,7 @@ def draw_cost(path: Path, model: ModelMap, heads: HeadSet) -> None:
 
 
 def perturbed_cost(model: ModelMap, heads: HeadSet) -> float:
-    """Part of a pass that perturbing these heads costs, which starts at their first block."""
+    """Cost of the perturbed pass in passes: it starts at the first block with one of these heads."""
     touched = {model.block_of(head.layer) for head in heads}
     if touched & set(model.branches):
         return 1.0

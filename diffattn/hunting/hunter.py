@@ -12,16 +12,17 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from ..guidance import GuidanceConfig, HeadSet, resolve_heads
-from ..guidance.heads import check_strength, describe_model
-from ..guidance.hook import find_guidance
+from ..guidance.guidance_hook import find_guidance
+from ..guidance.head_set import describe_model
 from ..guidance.model import ModelMap, map_model
+from ..guidance.strengths import check_strength
 from ..integration.apply import find_transformers
 from ..integration.hook import find_hook
 from .gradient import GradientScreen
+from .hunt_report import write_report
 from .log import fingerprint
 from .objectives import as_objective
 from .prompts import describe, make_pairs
-from .report import write_report
 from .runner import Runner
 from .search import BASELINE, Estimate, Round, Settings, estimate_cost, search
 from .work import Work
@@ -51,11 +52,11 @@ def hunt(
 ) -> HeadSet:
     """Find the attention heads whose perturbation guides best (HeadHunter, arXiv 2506.10978, Algorithm 1).
 
-    Every round tries the heads that are left, each together with those selected before, and adds the `top_k` best.
-    The published search is `screen=None, halving=False`; a screen and halving find similar heads for far fewer passes.
+    Every round tries each remaining head together with the heads selected so far, and adds the `top_k` best. The
+    published search is `screen=None, halving=False`; a screen and halving find similar heads in far fewer passes.
 
     Args:
-        pipe (`DiffusionPipeline`): unguided, of any kind [`guide`] can serve.
+        pipe (`DiffusionPipeline`): unguided, of any class that [`guide`] supports.
         objective (`Callable` or `str`): clips `(B, T, C, H, W)` in 0..1 and their prompts to scores `(B,)`, or the
             name of a built-in one, see [`Objective`].
         prompts (`list`): strings, or dicts of pipeline inputs for one sample each (images, embeddings `(1, ...)`).
@@ -65,18 +66,18 @@ def hunt(
         strength (`float`, *optional*, defaults to 1.0): u of every head, above 0 and at most 1.
         guidance ([`GuidanceConfig`], *optional*): target, rows, start, stop and the like.
         batch_size (`int`, *optional*, defaults to 1): candidates that are generated together.
-        resume (`str`, *optional*): folder for the log, and for a report at the end. A search that was killed goes on
-            from there and finds the same heads; `rounds` may grow.
-        decode (`Callable`, *optional*): for the gradient screen, where the pipeline's own decoding is not known:
+        resume (`str`, *optional*): folder for the log, and for a report at the end. A search that was killed
+            resumes from it and finds the same heads; `rounds` may grow.
+        decode (`Callable`, *optional*): for the gradient screen of pipelines whose decoding is not known: from
             samples of the scheduler to clips, differentiably.
         progress (`bool`, *optional*, defaults to `True`): show a bar.
         options (*optional*): arguments of the pipeline: `height`, `num_inference_steps`, `guidance_scale`, ...
 
     Returns:
-        [`HeadSet`]: in the order of selection; `search` in it has the scores and the cost.
+        [`HeadSet`]: in the order of selection; its `search` holds the scores and the cost.
 
     Raises:
-        ValueError: impossible settings, a guided pipeline, or a folder of another search.
+        ValueError: impossible settings, a pipeline that is guided already, or a folder of another search.
 
     Example:
 
@@ -92,7 +93,7 @@ def hunt(
 
 
 def estimate(pipe: Any, prompts: Iterable[str | dict], **arguments: Any) -> Estimate:
-    """What [`hunt`] with these arguments would cost; runs one denoising step to see how the pipeline guides itself."""
+    """The cost of [`hunt`] with these arguments. Runs one denoising step to count the passes of the pipeline."""
     names = ("seeds", "rounds", "top_k", "screen", "keep", "halving")
     chosen = {name: arguments.pop(name) for name in names if name in arguments}
     seeds = chosen.pop("seeds", None)
@@ -106,7 +107,7 @@ def estimate(pipe: Any, prompts: Iterable[str | dict], **arguments: Any) -> Esti
 
 @dataclass
 class Hunter:
-    """One search: what is common to its parts."""
+    """One search: the pipeline, the objective and the settings that its parts share."""
 
     pipe: Any
     objective: Any
@@ -133,7 +134,7 @@ class Hunter:
         decode: Callable[[Tensor], Tensor] | None = None,
         options: dict | None = None,
     ) -> None:
-        """How clips are made; everything is checked here."""
+        """Check and set how clips are generated."""
         check_strength(strength)
         if strength == 0:
             raise ValueError("strength must be above 0: heads with strength 0 change nothing")
@@ -166,9 +167,9 @@ class Hunter:
         return heads
 
     def head_set(self, selected: list[str], found: list[Round], score: float, passes: float, clips: int) -> HeadSet:
-        """What is returned."""
-        made = resolve_heads(self.model, selected, strength=self.runner.strength, guidance=self.runner.guidance)
-        made.search.update(
+        """The result, with the scores and the cost in `search`."""
+        heads = resolve_heads(self.model, selected, strength=self.runner.strength, guidance=self.runner.guidance)
+        heads.search.update(
             objective=self.objective.name,
             **self.settings.to_dict(),
             prompts=len(self.pairs),
@@ -178,10 +179,10 @@ class Hunter:
             passes=passes,
             options=self.describe()["options"],
         )
-        return made
+        return heads
 
     def describe(self) -> dict:
-        """All that the scores depend on, JSON-ready; the number of rounds is not among it."""
+        """Everything that scores depend on, JSON-ready; they do not depend on the number of rounds."""
         settings, runner = self.settings.to_dict(), self.runner
         del settings["rounds"]
         sparse = find_hook(find_transformers(self.pipe)[0])
@@ -189,7 +190,7 @@ class Hunter:
         return {
             "pipeline": type(self.pipe).__name__,
             "model": describe_model(self.model),
-            "weights": fingerprint([_glance(part) for part in find_transformers(self.pipe)]),
+            "weights": fingerprint([_sample_weights(part) for part in find_transformers(self.pipe)]),
             "scheduler": fingerprint([type(scheduler).__name__, describe(dict(scheduler.config))]),
             "attention": None if sparse is None else sparse.handler.config.to_dict(),
             "objective": self.objective.name,
@@ -203,8 +204,8 @@ class Hunter:
         }
 
 
-def _glance(transformer: torch.nn.Module) -> list[float]:
-    """A few numbers of every weight that is in memory, to tell checkpoints apart."""
+def _sample_weights(transformer: torch.nn.Module) -> list[float]:
+    """A few sums over every weight in memory, to tell checkpoints apart."""
     return [
         float(weight.detach().flatten()[:8].double().sum())
         for weight in transformer.parameters()

@@ -1,8 +1,12 @@
-"""How strongly, when and with what a model is guided by its perturbed self."""
+"""The options of guidance: how strong it is, when it is on, and what it perturbs."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
+import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -15,24 +19,25 @@ PHASE = ("scale", "rescale", "heads", "layers", "skip_blocks", "strength")
 
 @dataclass(frozen=True)
 class GuidanceConfig:
-    """Everything but the heads.
+    """All options of guidance but the heads.
 
     Args:
         scale (`float`, *optional*, defaults to 3.0): w of `v_c + (g - 1)(v_c - v_u) + w (v_c - v_p)`.
-        target (`str`, *optional*, defaults to `"identity"`): what a perturbed head gives: `"identity"` its own value
-            (PAG, SoftPAG), `"uniform"` the mean value, `"seg"` the attention of the mean query, `"local"` that of
-            its neighbourhood.
-        rows (`str`, *optional*, defaults to `"all"`): the tokens whose output changes: all of the sequence,
-            `"image"` (or video) tokens, or these with their attention to other visual tokens cut off and that to the
-            text kept (`"image_block"`). Text and reference tokens in the same sequence count as not image.
-        apply_to (`str`, *optional*, defaults to `"cond"`): the pass that is perturbed: an extra one with the
-            prompt, or, without any extra pass, the one with the negative prompt (`"uncond"`, which has no scale).
-        start, stop (`float`, *optional*): part of the steps in which guidance is on.
-        rescale (`float`, *optional*, defaults to 0.0): phi, see [`combine`].
+        target (`str`, *optional*, defaults to `"identity"`): the output of a fully perturbed head: `"identity"`, the
+            value of each token itself (PAG, SoftPAG); `"uniform"`, the mean value; `"seg"`, the attention output of
+            the mean query; `"local"`, sparse attention to the neighbourhood of each token.
+        rows (`str`, *optional*, defaults to `"all"`): the tokens whose output changes: `"all"` of the sequence,
+            `"image"` (or video) tokens, or `"image_block"`: image tokens attend only to themselves and to the text.
+            Tokens of the text and of reference images in the same sequence are not image tokens.
+        apply_to (`str`, *optional*, defaults to `"cond"`): the perturbed pass: `"cond"`, an extra pass with the
+            prompt; or `"uncond"`, the pass with the negative prompt, with no extra pass and no scale.
+        start, stop (`float`, *optional*, default to 0.0 and 1.0): the part of the run in which guidance is on.
+        rescale (`float`, *optional*, defaults to 0.0): phi of [`combine`], from 0 to 1.
         schedule (`list`, *optional*): `[(when, {"scale": ..., "rescale": ..., "heads": ...}), ...]` or
             `{when: scale}`; an entry holds until the next. `when` is a step (`int`), a part of the run (`float`), or
-            a noise level.
-        schedule_by (`str`, *optional*, defaults to `"step"`): `"step"`, or `"sigma"` for falling noise levels.
+            a noise level. A scheduler of second order takes one step in two calls of the model.
+        schedule_by (`str`, *optional*, defaults to `"step"`): `"step"`, or `"sigma"` for noise levels, which
+            fall.
     """
 
     scale: float = SCALE
@@ -92,7 +97,7 @@ class GuidanceConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> GuidanceConfig:
-        """What `to_dict` gave; a ValueError that names fields nobody knows."""
+        """From what `to_dict` returned; a ValueError names unknown fields."""
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
@@ -100,15 +105,42 @@ class GuidanceConfig:
         return cls(**values)
 
     def changed(self, **options: Any) -> GuidanceConfig:
-        """With other values for the options that are not None."""
+        """A copy with other values for the options that are not None."""
         return replace(self, **{name: value for name, value in options.items() if value is not None})
+
+
+def takes_guidance_options(function: Callable) -> Callable:
+    """Show the fields of [`GuidanceConfig`] as arguments of a function that takes them as `**options`."""
+    signature = inspect.signature(function)
+    *own, options = signature.parameters.values()
+    added = [
+        options.replace(
+            name=field.name,
+            kind=options.KEYWORD_ONLY,
+            default=None,
+            annotation=f"{field.type.removesuffix(' | None')} | None",
+        )
+        for field in fields(GuidanceConfig)
+    ]
+    signature = signature.replace(parameters=[*own, *added])
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        signature.bind(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    checked.__signature__ = signature
+    if function.__doc__:
+        described = inspect.cleandoc(GuidanceConfig.__doc__).partition("Args:\n")[2] + "\n"
+        checked.__doc__ = re.sub(r"(?m)^    options \(.*\n", lambda _: described, inspect.cleandoc(function.__doc__))
+    return checked
 
 
 def _check_schedule(schedule: Any, by: str) -> tuple | None:
     if schedule is None or len(schedule) == 0:
         return None
     entries = list(schedule.items()) if isinstance(schedule, dict) else list(schedule)
-    made = []
+    entries_read = []
     for entry in entries:
         if not isinstance(entry, (tuple, list)) or len(entry) != 2:
             raise ValueError(f"a schedule's entries are (when, scale or options), got {entry!r}")
@@ -121,13 +153,13 @@ def _check_schedule(schedule: Any, by: str) -> tuple | None:
         for name, low, high in (("scale", None, None), ("rescale", 0, 1)):
             if name in changes:
                 _check_number(name, changes[name], low, high)
-        made.append((when, changes))
-    order = [when for when, _ in made]
+        entries_read.append((when, changes))
+    order = [when for when, _ in entries_read]
     if by == "step" and len({type(when) for when in order}) > 1:
         raise ValueError(f"a schedule's steps are all counts (int) or all parts of the run (float), got {order}")
     if order != sorted(set(order), reverse=by == "sigma"):
         raise ValueError(f"a schedule by {by} goes {'down' if by == 'sigma' else 'up'}, got {order}")
-    return tuple(made)
+    return tuple(entries_read)
 
 
 def _check_number(name: str, value: Any, low: float | None = None, high: float | None = None) -> None:

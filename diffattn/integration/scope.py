@@ -1,4 +1,4 @@
-"""Sparse attention and guidance for the length of a `with` block, which is what a pipeline's call needs."""
+"""Sparse attention for the length of a `with` block, which is what a pipeline's call needs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..attention_config import AttentionConfig
-from ..guidance.guide import guided
-from ..guidance.hook import find_guidance
 from ..schedule import Schedule
 from .apply import disable, enable, find_transformers
 from .hook import find_hook
@@ -43,27 +41,6 @@ def sparse_attention_scope(
         disable(pipe)
         if before:
             enable(pipe, before.config, schedule=before.schedule, impl=before.impl)
-
-
-@contextmanager
-def guidance_scope(pipe: Any, config: dict | None) -> Iterator[None]:
-    """[`guide`] on entry; on exit, also by an error, no guidance.
-
-    Args:
-        pipe (`DiffusionPipeline` or `ModelMixin`): what to guide.
-        config (`dict`): the arguments of [`guide`] by name; None leaves everything as it is.
-
-    Raises:
-        TypeError: as [`guide`], and an argument that it does not take.
-        ValueError: as [`guide`], or `pipe` is guided already.
-    """
-    if config is None:
-        yield
-        return
-    if any(find_guidance(transformer) for transformer in find_transformers(pipe)):
-        raise ValueError("this pipeline is guided already: call diffattn.unguide(pipe) first, or leave the config out")
-    with guided(pipe, config.get("heads"), **{name: value for name, value in config.items() if name != "heads"}):
-        yield
 
 
 def _enabled_session(pipe: Any) -> SparseSession | None:
