@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._compat import ContextParallelSplitHook, HookRegistry, ModelHook, StateManager, hooks_before
+from .._compat import ContextParallelSplitHook, HookRegistry, ModelHook, StateManager
 from ..models.adapter import Adapter, NoGrid
 from .progress import find_step
 from .runtime import Runtime
@@ -86,7 +86,7 @@ class SparseAttentionHook(ModelHook):
                 f"this {type(module).__name__} is a copy of one that diffattn serves, and diffusers' hooks make such "
                 "a copy run the weights of the original: call diffattn.disable(copy), then diffattn.enable(copy)"
             )
-        if any(_splits_tokens(hook) for hook in hooks_before(module, HOOK)):
+        if any(_splits_tokens(hook) for hook in _hooks_before(module, HOOK)):
             raise RuntimeError(
                 f"context parallelism was enabled on this {type(module).__name__} after diffattn, which now sees one "
                 "rank's share of the tokens: call diffattn.enable again"
@@ -105,6 +105,13 @@ class SparseAttentionHook(ModelHook):
                 f"{type(attention.processor).__name__} (fuse_qkv_projections and set_attn_processor do that): these "
                 "layers are dense until diffattn.enable is called again"
             )
+
+
+def _hooks_before(module: nn.Module, name: str) -> list[ModelHook]:
+    """The hooks of `module` that run before the one called `name` does: those registered later."""
+    registry = module._diffusers_hook
+    order = registry._hook_order
+    return [registry.hooks[later] for later in order[order.index(name) + 1 :]]
 
 
 def _splits_tokens(hook: ModelHook) -> bool:
