@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from benchmarks import hunt
-from benchmarks.hunt_report import EXHAUSTIVE, SCREENED, Row, table, verdict
+from benchmarks.hunt import searches
+from benchmarks.hunt.likeness import described_scene, likeness
+from benchmarks.hunt.report import EXHAUSTIVE, SCREENED, Row, table, verdict
 from examples.tiny_wan.evaluate import held_out_scenes
-from examples.tiny_wan.likeness import described_scene, likeness
 from examples.tiny_wan.scenes import frame_times, render
 
 
@@ -35,7 +35,7 @@ def test_the_table_pairs_gains_by_prompt():
 
 
 def test_searched_and_held_out_captions_differ():
-    searched, held_out = hunt.training_captions(20), hunt.held_out_captions(40)
+    searched, held_out = searches.training_captions(20), searches.held_out_captions(40)
     assert len(set(searched)) == 20 and not set(searched) & set(held_out)
 
 

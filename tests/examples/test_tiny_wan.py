@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanPipeline
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 
+from benchmarks.hunt.likeness import described_scene, likeness
 from examples.tiny_wan import fast, train
 from examples.tiny_wan.batches import (
     GridSpec,
@@ -26,7 +27,6 @@ from examples.tiny_wan.batches import (
 from examples.tiny_wan.evaluate import held_out_scenes, score
 from examples.tiny_wan.judge import hits, judge
 from examples.tiny_wan.latents import REFERENCE_GRID, analytic_latents, from_tokens, positions, to_tokens
-from examples.tiny_wan.likeness import described_scene, likeness
 from examples.tiny_wan.model import build_text_encoder, build_tokenizer, build_transformer
 from examples.tiny_wan.sampling import combinations, sample_scene
 from examples.tiny_wan.scene_batch import latents_of_rows, masks_of_rows, nearness_rows, render_rows, scene_rows

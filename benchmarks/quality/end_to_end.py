@@ -11,9 +11,9 @@ from tqdm.auto import tqdm
 import diffattn
 from diffattn import Schedule
 
+from ..tiny import PROMPTS, load, run
 from .contenders import CONTENDERS, contender
 from .measures import Result
-from .tiny import PROMPTS, load, run
 
 
 def end_to_end(densities: Iterable[float], seeds: int, schedule: Schedule) -> list[Result]:

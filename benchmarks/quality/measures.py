@@ -10,8 +10,7 @@ from torch import Tensor
 
 from diffattn import attend
 
-from .contenders import CONTENDERS, ORACLES, contender
-from .controls import best_tokens, dense
+from .contenders import CONTENDERS, ORACLES, best_tokens, contender, dense
 from .sources import Sample
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from diffattn import TokenGrid
 from diffattn.analysis.synthetic import structured_qkv
 
-from .tiny import PROMPTS, load, run
+from ..tiny import PROMPTS, load, run
 
 ROUGH_OCTAVES = 4
 CAPTURED_STEPS = (1, 4, 8)

@@ -12,11 +12,12 @@ from tqdm.auto import tqdm
 from diffattn import Schedule, TokenGrid
 from diffattn.methods._order import block_size
 
+from .. import RESULTS
+from ..tiny import PROMPTS, STEPS
 from . import distances, report
 from .end_to_end import end_to_end
 from .measures import Result, measure
 from .sources import CAPTURED_STEPS, ROUGH_OCTAVES, Sample, captured, synthetic
-from .tiny import PROMPTS, STEPS
 
 DENSITIES = {source: (0.09, 0.145, 0.25) for source in ("synthetic", "rough", "captured")}
 DENSITIES["end-to-end"] = (0.145, 0.25)
@@ -102,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, help=f"seeds, from 0; by default {SEEDS}")
     parser.add_argument("--densities", type=float, nargs="+", help="by default 0.09, 0.145 and 0.25")
     parser.add_argument("--every-call", action="store_true", help="end-to-end: no dense steps and layers")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results"), help="folder to write to")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder to write to")
     return parser
 
 

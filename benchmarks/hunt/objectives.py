@@ -17,7 +17,7 @@ from diffattn.hunting import Objective
 from examples.tiny_wan.fast import rotary_tables
 from examples.tiny_wan.latents import CHANNELS, LATENTS_MEAN, LATENTS_STD, PATCH, positions
 
-from .tiny import load
+from ..tiny import load
 
 
 class StretchedPositions(nn.Module):

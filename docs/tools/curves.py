@@ -1,4 +1,4 @@
-"""Draw a training log: `python -m examples.tiny_wan.curves LOG --out PNG`."""
+"""Draw a training log: `python -m docs.tools.curves LOG --out PNG`."""
 
 import argparse
 import csv
@@ -20,8 +20,8 @@ def read(path: Path) -> dict[str, tuple[list[float], list[float]]]:
 
 def main(argv: list[str] | None = None) -> None:
     """One curve for each grid, and the held-out loss in black."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("log", type=Path, help="what train.py --log wrote")
+    parser = argparse.ArgumentParser(prog="python -m docs.tools.curves", description=__doc__)
+    parser.add_argument("log", type=Path, help="what a training program wrote to its --log")
     parser.add_argument("--out", type=Path, required=True, help="a PNG")
     args = parser.parse_args(argv)
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")

@@ -1,4 +1,4 @@
-"""The attention maps of all methods side by side, for the documentation: `python -m benchmarks.gallery`."""
+"""The attention maps of all methods side by side, for the documentation: `python -m docs.tools.methods`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DENSITY = 0.2
 LAYER = 2  # VMoBA's partition in space and time
 QUERY = (4, 8, 6)  # frame, row, column
 METHODS = ("auto", "pyramid", "rectified", "vmoba", "neighborhood", "radial")
-OUT = Path(__file__).parents[1] / "docs" / "images" / "methods.png"
+OUT = Path(__file__).parents[1] / "images" / "methods.png"
 PIXELS = 512
 NAMES = {0: "dropped", 1: "exact"}
 MARK, LINE = (0.85, 0.12, 0.12), "0.72"
@@ -100,7 +100,7 @@ def _frames(levels: Tensor, colours: dict[int, tuple[float, ...]]) -> Any:
 
 def main() -> None:
     """Draw."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gallery", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m docs.tools.methods", description=__doc__)
     parser.add_argument("--out", type=Path, default=OUT, help="the png to write")
     draw(parser.parse_args().out)
 

@@ -11,10 +11,10 @@ from itertools import product
 import torch
 from diffattn.kernels.backends.dense import break_even
 
+from ..timing import in_turns, memory
 from . import candidates
-from .attention_case import Case, error_and_budget, sampled_attention
 from .candidates import Candidate
-from .timing import in_turns, memory
+from .case import Case, error_and_budget, sampled_attention
 
 DENSE = "-"  # the tiles of what has none
 KEPT = 1024  # keys of a query in the section on long rows

@@ -12,7 +12,9 @@ from diffattn.kernels.backends.dense import break_even
 
 from diffattn.analysis.summary import versions
 
-from .attention_measure import DENSE, Row
+from .measure import DENSE, Row
+
+DENSITIES = (0.5, 0.25, 0.125, 0.0625)  # of the forward section, and of the README's table
 
 COLUMNS = {
     "": lambda row: row.name,

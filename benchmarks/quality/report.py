@@ -7,13 +7,25 @@ from typing import Any
 
 from .contenders import CONTROLS, ORACLES
 from .measures import Result, grouped, mean
-from .reasons import reasons
 
 HIGHER_IS_BETTER = ("psnr", "ssim")
 NAMES = {"error": "relative output error", "psnr": "PSNR to the dense video, dB", "ssim": "SSIM to the dense video"}
 DIGITS = {"error": 3, "psnr": 1, "ssim": 3}
 TOP, RANDOM = "top-k blocks", "random blocks"
 TOLERANCE = 1.1  # a method that reached this many times the density of a control is not compared with it
+# Why a method can be behind a control: printed under the tables for those that are.
+REASONS = {
+    "auto": "covering everything costs 1/block of the density before anything is exact, much where blocks are small",
+    "pyramid": "it drops blocks, and in the coarser levels a mean stands for up to 8 keys",
+    "rectified": (
+        "R and C are the same for all queries of a block, as published: where its queries differ most of the rest is "
+        "left to the critical blocks, which then are too few"
+    ),
+    "vmoba": "a query chooses among few chunks, cut in time or in space alone in two layers of three",
+    "vmoba, tile routing": "as vmoba, and all queries of a tile choose together, by their mean",
+    "neighborhood": "a window knows positions, not content, and is one for all heads",
+    "radial": "a static mask, the same for all heads, and on few small frames never narrower than a tile",
+}
 
 
 def table(results: list[Result], score: str) -> str:
@@ -52,7 +64,8 @@ def findings(results: list[Result], score: str) -> str:
             if mean_density(cell) > TOLERANCE * density}  # fmt: skip
     if over:
         sentences.append(f"Spends more than it was asked to, so that its row flatters it: {'; '.join(sorted(over))}.")
-    why = reasons([name for name in _names(results) if any(name in found for found in behind.values())])
+    losers = [name for name in _names(results) if any(name in found for found in behind.values())]
+    why = "\n".join(f"- {name}: {REASONS[name]}." for name in losers if name in REASONS)
     return " ".join(sentences) + (f"\n\n{why}" if why else "")
 
 

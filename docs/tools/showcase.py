@@ -1,4 +1,4 @@
-"""The clips at the top of the README, dense beside sparse from one seed: `python -m benchmarks.showcase`."""
+"""The clips at the top of the README, dense beside sparse from one seed: `python -m docs.tools.showcase`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import diffattn
+from benchmarks.tiny import CALL, load
 from diffattn.analysis.metrics import compare_videos
 from diffattn.analysis.trial import Trial, run_trial
 from diffattn.analysis.video import as_uint8
-
-from .tiny import CALL, load
 
 PROMPTS = ("a red circle moves right over a blue background", "a green square moves down over a yellow background")
 METHODS = ("dense", "auto", "pyramid")
@@ -23,7 +22,7 @@ SIDE, GAP, TITLE, CAPTION = 224, 12, 30, 24  # pixels of a clip, between two, of
 PAPER, INK, SOFT = (255, 255, 255), (15, 23, 42), (100, 116, 139)
 PAUSE, FRAME = 1000, 120  # milliseconds of the last frame and of each; GIF counts in hundredths of a second
 COLOURS = 48
-OUT = Path(__file__).parents[1] / "docs" / "images" / "showcase.gif"
+OUT = Path(__file__).parents[1] / "images" / "showcase.gif"
 
 
 def trials(pipe: Any, prompt: str, **changes: Any) -> dict[str, Trial]:
@@ -80,7 +79,7 @@ def _caption(name: str, trial: Trial, dense: Trial) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Generate, draw and write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.showcase", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m docs.tools.showcase", description=__doc__)
     parser.add_argument("--steps", type=int, default=STEPS, help="denoising steps")
     parser.add_argument("--frames", type=int, default=CALL["num_frames"], help="frames of a clip")
     parser.add_argument("--out", type=Path, default=OUT, help="the gif to write")

@@ -1,14 +1,16 @@
-"""What the methods are measured against: dense attention, the best tokens, the best blocks, and blocks at random."""
+"""Who takes part in the study: the methods, and controls: the best tokens, the best blocks, and blocks at random."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from diffattn.kernels.plan.affine import Affine
 from torch import Tensor
 
+import diffattn
 from diffattn import AttentionConfig, Plan, TileList, TokenGrid
 from diffattn.methods._order import block_order, block_size
 from diffattn.methods._scores import block_mass, match_heads
@@ -109,3 +111,29 @@ class RandomBlocks(TopBlocks):
 
 def _count(density: float, total: int) -> int:
     return max(1, round(density * total))
+
+
+METHODS = {
+    "auto": {},
+    "pyramid": {},
+    "rectified": {},
+    "vmoba": {},
+    "vmoba, tile routing": {"routing": "tile"},
+    "neighborhood": {},
+    "radial": {},
+}
+ORACLES = {"top-k tokens, mean of the rest (oracle)": True, "top-k tokens (oracle)": False}
+CONTROLS = {
+    **{name: partial(TopTokens, rest=rest) for name, rest in ORACLES.items()},
+    "top-k blocks": TopBlocks,
+    "random blocks": RandomBlocks,
+}
+CONTENDERS = {
+    **{name: partial(diffattn.config, name.split(",")[0], **options) for name, options in METHODS.items()},
+    **CONTROLS,
+}
+
+
+def contender(name: str, density: float) -> AttentionConfig:
+    """A method or control by its name in the tables, at a density."""
+    return CONTENDERS[name](density=density)

@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from diffattn import attend
 
-from .attention_case import Case
+from .case import Case
 
 BACKENDS = {
     "SDPA flash": SDPBackend.FLASH_ATTENTION,

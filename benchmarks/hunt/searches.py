@@ -1,4 +1,4 @@
-"""What a search for heads finds on the embedded model, and what it costs: `python -m benchmarks.hunt --help`."""
+"""Searches for heads on the embedded model, and the held-out scores of what they find."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import argparse
 import random
 import re
 import shutil
-import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +21,11 @@ from diffattn.hunting.objectives import sharpness
 from diffattn.hunting.prompts import make_pairs
 from diffattn.hunting.runner import Runner
 from examples.tiny_wan.evaluate import held_out_scenes
-from examples.tiny_wan.likeness import likeness
 from examples.tiny_wan.sampling import combinations, sample_scene
 
-from .coarse import load_for_any_grid, of_pictures
-from .hunt_report import EXHAUSTIVE, SCREENED, Row, check_line, table, verdict, write
+from .likeness import likeness
+from .objectives import of_pictures
+from .report import EXHAUSTIVE, SCREENED, Row
 
 OBJECTIVES = {"likeness": of_pictures(likeness, "likeness"), "sharpness": of_pictures(sharpness, "sharpness")}
 SEARCHES = {
@@ -38,7 +36,7 @@ SEARCHES = {
 }
 RANDOM_SETS = 2
 HEADS = Path(diffattn.tiny_wan()) / "headset.json"
-HEAD_MAP = Path(__file__).parents[1] / "docs" / "images" / "head-map.png"
+HEAD_MAP = Path(__file__).parents[2] / "docs" / "images" / "head-map.png"
 NOTE = "found by diffattn.hunt: python -m benchmarks.hunt --publish"
 
 
@@ -128,53 +126,3 @@ def publish(heads: HeadSet, folder: Path) -> None:
     """Put the head set beside the weights, and the map of the exhaustive search into the documentation."""
     replace(heads, search={"note": NOTE, **heads.search}).save(HEADS)
     shutil.copy(folder / "heads.png", HEAD_MAP)
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=["sharpness"])
-    parser.add_argument("--prompts", type=int, default=6)
-    parser.add_argument("--held-out", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--top-k", type=int, default=2)
-    parser.add_argument("--keep", type=float, default=0.2, help="share of the heads the screen keeps")
-    parser.add_argument("--scale", type=float, default=0.5, help="w")
-    parser.add_argument("--strength", type=float, default=0.5, help="u")
-    parser.add_argument("--size", type=int, default=64, choices=(32, 64, 128), help="of the grids of training")
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--guidance-scale", type=float, default=1.0, help="classifier-free guidance, 1 is none")
-    parser.add_argument("--check", type=int, default=10, help="held-out captions at 128x128, 0 for none")
-    parser.add_argument("--check-steps", type=int, default=10)
-    parser.add_argument("--resume", type=Path, help="folder for the logs and reports of the searches")
-    parser.add_argument("--publish", action="store_true", help=f"save the first objective's heads to {HEADS.name}")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/hunt.md"))
-    return parser.parse_args(argv)
-
-
-def run(args: argparse.Namespace, folder: Path) -> str:
-    """Search and score; the page."""
-    start = time.monotonic()
-    pipe, sections = load_for_any_grid(), {}
-    for name in args.objectives:
-        rows, sets = measure(pipe, OBJECTIVES[name], args, folder)
-        sections[name] = [*table(rows), "", *verdict(rows)]
-        if args.check:
-            sections[name].append(check_line(check(pipe, OBJECTIVES[name], sets[SCREENED], args), args))
-        if args.publish and name == args.objectives[0]:
-            publish(sets[SCREENED], folder_of(folder, OBJECTIVES[name], EXHAUSTIVE))
-    return write(sections, args, time.monotonic() - start)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Search, score and write the table."""
-    args = parse_args(argv)
-    with tempfile.TemporaryDirectory() as scratch:
-        page = run(args, args.resume or Path(scratch))
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(page, encoding="utf-8")
-    print(page)
-
-
-if __name__ == "__main__":
-    main()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 
-from benchmarks.coarse import StretchedPositions, pictures
+from benchmarks.hunt.objectives import StretchedPositions, pictures
 from examples.tiny_wan.fast import rotary_tables
 from examples.tiny_wan.latents import analytic_latents, normalise, positions
 from examples.tiny_wan.sampling import sample_scene

@@ -1,18 +1,17 @@
-"""The README's speeds, from the committed results of `benchmarks.attention`: `python -m benchmarks.readme`."""
+"""The README's speeds, from the committed results of `benchmarks.attention`: `python -m docs.tools.readme`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from benchmarks import RESULTS
+from benchmarks.attention.report import DENSITIES
 from diffattn.models.table import renewed
 
-from .attention import DENSITIES
-
-ROOT = Path(__file__).parents[1]
-RESULTS = Path(__file__).with_name("results")
+ROOT = Path(__file__).parents[2]
 DEVICES = ("cuda", "cpu")
-START, END = "<!-- speed: python -m benchmarks.readme -->", "<!-- end of speed -->"
+START, END = "<!-- speed: python -m docs.tools.readme -->", "<!-- end of speed -->"
 MEASURE = "python -m benchmarks.attention --device cpu"
 OURS = "diffattn"
 
@@ -28,7 +27,7 @@ def speeds(results: Path = RESULTS) -> str:
     """
     found = [path for device in DEVICES if (path := results / f"attention-{device}.md").is_file()]
     if not found:
-        return f"**Speed: not yet measured.** `{MEASURE}` measures it, `python -m benchmarks.readme` writes it here."
+        return f"**Speed: not yet measured.** `{MEASURE}` measures it, `python -m docs.tools.readme` writes it here."
     return "\n\n".join(map(_speeds, found))
 
 
@@ -78,7 +77,7 @@ def _cells(rows: list[dict[str, str]]) -> list[str]:
 
 def main() -> None:
     """Renew the block in the README."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m docs.tools.readme", description=__doc__)
     parser.add_argument("--file", type=Path, default=ROOT / "README.md", help="with the two marks")
     path = parser.parse_args().file
     path.write_text(renewed(path.read_text(encoding="utf-8"), START, END, speeds()), encoding="utf-8")

@@ -21,12 +21,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .attention_case import Case
-from .attention_measure import Row, fixed_keys, in_density, measure
-from .attention_report import report
+from .. import RESULTS
+from .case import Case
+from .measure import Row, fixed_keys, in_density, measure
+from .report import DENSITIES, report
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-DENSITIES = (0.5, 0.25, 0.125, 0.0625)
 BACKWARD_DENSITIES = (0.25, 0.125)
 AUTO_DENSITIES = (0.25, 0.4, 0.6, 0.72, 1.0)
 # Device: shapes (S, D) by default, and with --quick; shapes of the sections `auto`, `backward` and `scaling`.
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     print(text)
     output = options.output
     if output is None and not _partial(options):
-        output = Path(__file__).with_name("results") / f"attention-{options.device}.md"
+        output = RESULTS / f"attention-{options.device}.md"
     if output is not None:
         output.write_text(text + "\n", encoding="utf-8")
     return 0

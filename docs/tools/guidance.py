@@ -1,4 +1,4 @@
-"""Guided beside unguided clips of the embedded model, for the documentation: `python -m benchmarks.guided_gallery`."""
+"""Guided beside unguided clips of the embedded model, for the documentation: `python -m docs.tools.guidance`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 import diffattn
+from benchmarks.hunt.searches import HEADS, held_out_captions
+from benchmarks.tiny import CALL, load, run
 from diffattn import HeadSet
 
-from .hunt import HEADS, held_out_captions
-from .tiny import CALL, load, run
-
-OUT = Path(__file__).parents[1] / "docs" / "images" / "guidance.png"
+OUT = Path(__file__).parents[1] / "images" / "guidance.png"
 # The preset of SD3 medium carried over by relative depth: nothing that was searched for.
 LAYER = {"layers": [2], "strength": 0.5, "scale": 3.0}
 SEED = 40
@@ -54,7 +53,11 @@ def draw(path: Path, columns: dict[str, Tensor], prompts: tuple[str, ...]) -> No
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m docs.tools.guidance",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("--heads", type=Path, default=HEADS, help="head set to show")
     parser.add_argument("--prompts", type=int, default=4, help="held-out captions, the first ones")
     parser.add_argument("--steps", type=int, default=10)
