@@ -7,7 +7,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from examples.tiny_wan.scenes import COLOURS, DIRECTIONS, MOTIONS, SHAPES, SIZES, Item, Scene, frame_times, render
+from examples.tiny_wan.rendering import render
+from examples.tiny_wan.scenes import COLOURS, DIRECTIONS, MOTIONS, SHAPES, SIZES, Item, Scene, frame_times
 
 TRAVEL, HOP = 0.4, 0.28  # the middle of what training shows
 

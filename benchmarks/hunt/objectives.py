@@ -7,40 +7,16 @@ steps: their channels are the mean of a chunk and its change, so that they show 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffattn.hunting import Objective
-from examples.tiny_wan.fast import rotary_tables
-from examples.tiny_wan.latents import CHANNELS, LATENTS_MEAN, LATENTS_STD, PATCH, positions
+from examples.tiny_wan.forward import StretchedPositions
+from examples.tiny_wan.latents import CHANNELS, LATENTS_MEAN, LATENTS_STD
 
 from ..tiny import load
-
-
-class StretchedPositions(nn.Module):
-    """In the place of `WanRotaryPosEmbed`, to which it is equal at 128x128: positions that lie farther apart.
-
-    Args:
-        dim (`int`): of a head.
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.dim = dim
-
-    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin `(1, S, 1, dim)` for latents `(B, C, T, H, W)`."""
-        frames, height, width = latents.shape[2:]
-        tables = _tables((frames, height // PATCH, width // PATCH), self.dim)
-        return tuple(table.to(latents.device) for table in tables)
-
-
-@lru_cache(maxsize=4)
-def _tables(grid: tuple[int, int, int], dim: int) -> tuple[Tensor, Tensor]:
-    return tuple(table.repeat_interleave(2, 1)[None, :, None] for table in rotary_tables(positions(grid), dim))
 
 
 def load_for_any_grid() -> Any:

@@ -4,11 +4,12 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 
-from benchmarks.hunt.objectives import StretchedPositions, pictures
-from examples.tiny_wan.fast import rotary_tables
+from benchmarks.hunt.objectives import pictures
+from examples.tiny_wan.forward import StretchedPositions, rotary_tables
 from examples.tiny_wan.latents import analytic_latents, normalise, positions
+from examples.tiny_wan.rendering import render
 from examples.tiny_wan.sampling import sample_scene
-from examples.tiny_wan.scenes import frame_times, render
+from examples.tiny_wan.scenes import frame_times
 
 
 def test_positions_are_the_stock_ones_at_the_full_size_and_stretched_below():
