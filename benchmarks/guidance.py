@@ -14,6 +14,7 @@ import diffattn
 from diffattn.guidance import HeadSet, resolve_heads
 from diffattn.guidance.engine import Perturber
 
+from . import RESULTS
 from .timing import Time, in_turns
 from .tiny import CALL, PROMPTS, load, run
 
@@ -107,11 +108,15 @@ def _text(time: Time) -> str:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.guidance",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("--heads", nargs="+", default=["4:0", "5:2"], help="layer:head")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=240.0, help="of the rounds; the first calls come on top")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/guidance.md"))
+    parser.add_argument("--output", type=Path, default=RESULTS / "guidance.md")
     return parser.parse_args(argv)
 
 

@@ -6,8 +6,8 @@ Time is a ratio within one run, on the CPU; memory is the plan's tensors over qu
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,8 +18,10 @@ import diffattn
 from diffattn import AttentionConfig, Plan, TokenGrid
 from diffattn.analysis.synthetic import structured_qkv
 
-from .controls import dense
-from .report import markdown
+from . import RESULTS
+from .quality.contenders import dense
+from .quality.report import markdown
+from .timing import once
 
 GRIDS = {"16k": TokenGrid(16, 32, 32), "32k": TokenGrid(21, 30, 52)}
 CASES = {
@@ -38,11 +40,12 @@ BYTES = 2  # of a bfloat16
 def measure(grid: TokenGrid, heads: int, dim: int, density: float) -> Iterator[tuple[str, float, float]]:
     """For each dynamic method: name, planning time over dense time, and bytes of the plan over those of q, k and v."""
     query, key, value = structured_qkv(grid, heads=heads, dim=dim)
-    dense_time = _seconds(lambda: dense(query, key, value), times=1)
+    dense_time = once(lambda: dense(query, key, value), "cpu")
     for name, (method, options, layer) in CASES.items():
         config = diffattn.config(method, density=density, **options)
         plan = config.plan(grid, query.bfloat16(), key.bfloat16(), layer=layer)  # what a run keeps is kept now
-        seconds = _seconds(lambda: _plan_and_rows(config, grid, query, key, layer))  # noqa: B023
+        run = partial(_plan_and_rows, config, grid, query, key, layer)
+        seconds = min(once(run, "cpu") for _ in range(TIMES))
         yield name, seconds / dense_time, plan_bytes(plan) / (3 * query.numel() * BYTES)
 
 
@@ -61,16 +64,6 @@ def plan_bytes(plan: Plan) -> int:
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
-def _seconds(run: Callable[[], object], times: int = TIMES) -> float:
-    """The least of some runs."""
-    best = float("inf")
-    for _ in range(times):
-        start = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
 @torch.no_grad()
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print and write the table."""
@@ -79,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--density", type=float, default=0.2)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "planning.md")
+    parser.add_argument("--out", type=Path, default=RESULTS / "planning.md")
     options = parser.parse_args(arguments)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     rows: dict[str, list[str]] = {name: [name] for name in CASES}

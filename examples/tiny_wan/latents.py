@@ -3,8 +3,6 @@
 The wired encoder in `vae.py` computes the same numbers, so the transformer trains without running a VAE.
 """
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 
@@ -29,16 +27,9 @@ def analytic_latents(video: torch.Tensor) -> torch.Tensor:
     return torch.cat([mean, difference], 2).transpose(1, 2)
 
 
-@lru_cache
-def _statistics(device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation, each (1, C, 1, 1, 1), copied to a device only once: a copy makes the host wait."""
-    both = (torch.tensor(values, dtype=dtype, device=device) for values in (LATENTS_MEAN, LATENTS_STD))
-    return tuple(values.view(1, CHANNELS, 1, 1, 1) for values in both)
-
-
 def normalise(latents: torch.Tensor) -> torch.Tensor:
     """What the pipeline undoes before decoding: (latents - mean) / std per channel."""
-    mean, std = _statistics(latents.device, latents.dtype)
+    mean, std = (latents.new_tensor(values).view(1, CHANNELS, 1, 1, 1) for values in (LATENTS_MEAN, LATENTS_STD))
     return (latents - mean) / std
 
 
@@ -49,19 +40,13 @@ def to_tokens(latents: torch.Tensor) -> torch.Tensor:
     return patches.permute(0, 2, 3, 5, 4, 6, 1).reshape(batch, -1, PATCH * PATCH * channels)
 
 
-def from_tokens(tokens: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
-    """What `to_tokens` undid: (B, T * H * W, P P C) on a grid of (T, H, W) tokens -> (B, C, T, H * P, W * P)."""
-    patches = tokens.unflatten(1, grid).unflatten(-1, (PATCH, PATCH, -1))
-    return patches.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
-
-
 def positions(grid: tuple[int, int, int]) -> torch.Tensor:
     """(T * H * W, 3): where each token's centre lies on the reference grid of 9 x 16 x 16 tokens.
 
-    On that grid itself these are the integers that WanRotaryPosEmbed uses; coarser grids get positions that lie
-    farther apart, so that what is learned there carries over. Never more than 2: the fastest rotary pair turns a
-    radian per position, and neighbours near its full turn would look like one place. Never less than 1: longer and
-    wider grids count on, as the stock pipeline does.
+    On that grid these are the integers that WanRotaryPosEmbed uses. Coarser grids get positions that lie farther
+    apart, so that what is learned there carries over, but never more than 2: the fastest rotary pair turns a radian
+    per position, and neighbours near its full turn would look like one place. Longer and wider grids count on, as
+    the stock pipeline does.
     """
     frames, height, width = grid
     index = torch.arange(frames, dtype=torch.float32)

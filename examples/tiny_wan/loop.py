@@ -1,30 +1,32 @@
-"""What the training loops share: their options, pace, learning rate, log, and files that are never half written."""
+"""The training loop: its options, pace, learning rate, log, and folders that are never half written."""
 
 import argparse
+import csv
+import itertools
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-T = TypeVar("T")
+from examples.tiny_wan.optim import Average, Optimizers
+
+SAVE_SECONDS, WARMUP = 300, 50
+COLUMNS = ("seconds", "step", "name", "clips", "loss", "rate")
 
 
 def add_arguments(parser: argparse.ArgumentParser, minutes: float, lr: float) -> None:
     """The options of every loop."""
     parser.add_argument("--minutes", type=float, default=minutes)
     parser.add_argument("--steps", type=int, default=-1, help="stop after so many, however long they took")
-    parser.add_argument("--save-minutes", type=float, default=5.0)
     parser.add_argument("--lr", type=float, default=lr)
-    parser.add_argument("--log", type=Path, help="a CSV of losses, continued where it exists; see curves.py")
+    parser.add_argument("--log", type=Path, help="a CSV of losses, continued where it exists")
     parser.add_argument("--bf16", action="store_true", help="only where the processor has bf16 arithmetic")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes, and render for a CPU")
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -42,19 +44,19 @@ def learning_rate_factor(progress: float, step: int, warmup: int, decay_from: fl
     return min(1.0, (step + 1) / warmup) * min(decay, 1.0)
 
 
-def pace(batches: Iterable[T], args: argparse.Namespace, save: Callable[[], None]) -> Iterator[tuple[int, float, T]]:
-    """(step, progress from 0 to 1, batch) for `args.minutes`; calls `save` every `args.save_minutes`."""
+def pace(args: argparse.Namespace, save: Callable[[], None]) -> Iterator[tuple[int, float]]:
+    """(step, progress from 0 to 1) for `args.minutes` or `args.steps`; calls `save` every `SAVE_SECONDS`."""
     start, saved, total = time.monotonic(), 0.0, 60 * args.minutes
     with tqdm(total=round(total), unit="s", mininterval=20) as bar:
-        for step, batch in enumerate(batches):
+        for step in itertools.count():
             elapsed = time.monotonic() - start
             bar.update(min(elapsed, bar.total) - bar.n)
             if (elapsed > total and step) or step == args.steps:
                 return
-            if elapsed - saved > 60 * args.save_minutes:
+            if elapsed - saved > SAVE_SECONDS:
                 save()
                 saved = elapsed
-            yield step, min(elapsed / total, 1.0), batch
+            yield step, min(elapsed / total, 1.0)
 
 
 @contextmanager
@@ -70,52 +72,53 @@ def replacing(path: Path) -> Iterator[Path]:
 class Meter:
     """Counts clips and smooths losses by name (a grid); writes a line for each to a CSV every `every` steps.
 
-    Between those lines it never asks the device for a number, so that the host need not wait.
+    It counts on from the last line of a log that exists. Between two lines it never asks the device for a number.
     """
-
-    COLUMNS = "seconds,step,name,clips,loss,rate"
 
     def __init__(self, log: Path | None = None, every: int = 50) -> None:
         self.log, self.every, self.steps, self.clips = log, every, 0, {}
         self._smooth: dict[str, Tensor] = {}
-        self._recent: set[str] = set()
         self._start = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Since the start of the first phase."""
-        return time.monotonic() - self._start
-
-    def state_dict(self) -> dict:
-        """What a later phase continues from."""
-        return {"seconds": self.seconds, "steps": self.steps, "clips": self.clips}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Continue counting."""
-        self._start = time.monotonic() - state["seconds"]
-        self.steps, self.clips = state["steps"], dict(state["clips"])
+        if log and log.exists():
+            rows = list(csv.DictReader(log.read_text().splitlines()))
+            self._start -= float(rows[-1]["seconds"])
+            self.steps, self.clips = int(rows[-1]["step"]), {row["name"]: int(row["clips"]) for row in rows}
 
     def add(self, name: str, loss: Tensor, clips: int, rate: float) -> None:
         """Count one step of `clips` clips at a learning rate."""
-        self.note(name, loss)
+        loss = loss.detach().float()
+        self._smooth[name] = self._smooth[name].lerp(loss, 0.05) if name in self._smooth else loss
         self.clips[name] = self.clips.get(name, 0) + clips
         self.steps += 1
         if self.steps % self.every == 0:
-            for recent in sorted(self._recent):
-                self.write(recent, float(self._smooth[recent]), rate)
-            self._recent.clear()
+            for recent in sorted(self._smooth):
+                self._write(recent, float(self._smooth[recent]), rate)
 
-    def note(self, name: str, loss: Tensor) -> None:
-        """Smooth what is to be written with the next line, under a name of its own."""
-        loss = loss.detach().float()
-        self._smooth[name] = self._smooth[name].lerp(loss, 0.05) if name in self._smooth else loss
-        self._recent.add(name)
-
-    def write(self, name: str, loss: float, rate: float) -> None:
+    def _write(self, name: str, loss: float, rate: float) -> None:
         """One line, in the log and on the terminal."""
-        line = f"{self.seconds:.1f},{self.steps},{name},{self.clips.get(name, 0)},{loss:.5f},{rate:.3g}"
+        seconds = time.monotonic() - self._start
+        line = f"{seconds:.1f},{self.steps},{name},{self.clips[name]},{loss:.5f},{rate:.3g}"
         tqdm.write(line)
         if self.log:
-            new = not self.log.exists()
+            head = "" if self.log.exists() else ",".join(COLUMNS) + "\n"
             with self.log.open("a") as file:
-                file.write(f"{self.COLUMNS}\n{line}\n" if new else f"{line}\n")
+                file.write(f"{head}{line}\n")
+
+
+def fit(
+    args: argparse.Namespace, modules: list[nn.Module], optimizers: Optimizers, average: Average,
+    losses: Iterator[tuple[str, int, Tensor]], save: Callable[[], None], decay_from: float, clip: float,
+) -> None:  # fmt: skip
+    """Train `modules` on `losses`, each (name, clips, loss) and computed when asked for; saves now and then."""
+    meter, kind = Meter(args.log), torch.device(args.device).type
+    for step, progress in pace(args, save):
+        factor = learning_rate_factor(progress, step, WARMUP, decay_from)
+        with torch.autocast(kind, torch.bfloat16, enabled=args.bf16):
+            name, clips, loss = next(losses)
+        loss.backward()
+        for module in modules:
+            nn.utils.clip_grad_norm_(module.parameters(), clip)
+        optimizers.step(factor)
+        average.update()
+        meter.add(name, loss, clips, args.lr * factor)
+    save()

@@ -1,26 +1,14 @@
-"""Seeded scenes: which combinations training sees, how often, and where everything in a scene is."""
+"""Seeded scenes: which combinations training sees, and where everything in a scene is."""
 
 import itertools
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 
-from examples.tiny_wan.scenes import (
-    COLOURS,
-    DIRECTIONS,
-    GROWTH,
-    HOPS,
-    MOTIONS,
-    PAN_TRAVEL,
-    PANS,
-    SHAPES,
-    SIZES,
-    TEXTURES,
-    Item,
-    Scene,
-)
+from examples.tiny_wan import scenes
+from examples.tiny_wan.scenes import COLOURS, DIRECTIONS, HOPS, MOTIONS, PAN_TRAVEL, PANS, SHAPES, SIZES, Item, Scene
 
 HELD_OUT_SHARE = 4
 
@@ -37,24 +25,10 @@ def combinations(held_out: bool) -> Iterator[tuple[str, str, str, str]]:
 _POOLS = {held_out: tuple(combinations(held_out)) for held_out in (False, True)}
 
 
-def combination_odds(often: Mapping[str, float], held_out: bool = False) -> np.ndarray:
-    """Odds of each of `combinations`, the words in `often` so many times as often as the others of their kind.
-
-    >>> odds = combination_odds({"spin": 3.0})
-    >>> float(odds.sum())
-    1.0
-    """
-    unknown = sorted(set(often) - {*SHAPES, *MOTIONS})
-    if unknown:
-        raise ValueError(f"{unknown} are no shapes or motions: {', '.join((*SHAPES, *MOTIONS))}")
-    odds = np.array([often.get(shape, 1.0) * often.get(motion, 1.0) for shape, _, motion, _ in _POOLS[held_out]])
-    return odds / odds.sum()
-
-
 def _reaches(shape: str, motion: str, radius: float) -> tuple[tuple[float, float], tuple[float, float]]:
     """How far an object may extend left and right, then up and down of its centre of mass."""
     if motion == "grow":
-        radius *= GROWTH[1]
+        radius *= scenes.GROWTH[1]
     left_right, up_down = {
         "circle": ((1.0, 1.0), (1.0, 1.0)),
         "square": ((0.89, 0.89), (0.89, 0.89)),
@@ -116,19 +90,17 @@ def sample_scene(
     attributes: tuple[str, str, str, str] | None = None,
     objects: int | None = None,
     held_out: bool = False,
-    odds: np.ndarray | None = None,
 ) -> Scene:
     """Draw a scene.
 
     `attributes` fixes the first object and the background, the default draws a combination of this side of the
-    split, with the `odds` of `combination_odds`; `objects` fixes their number, the default draws two in every other
-    scene.
+    split; `objects` fixes their number, the default draws two in every other scene.
     """
     pool = _POOLS[held_out]
-    first = attributes or pool[rng.integers(len(pool)) if odds is None else rng.choice(len(pool), p=odds)]
+    first = attributes or pool[rng.integers(len(pool))]
     background = first[3]
     count = objects or (2 if rng.random() < 0.5 else 1)
-    texture = TEXTURES[rng.integers(len(TEXTURES))]
+    texture = scenes.TEXTURES[rng.integers(len(scenes.TEXTURES))]
     may_pan = texture == "striped" and first[2] not in ("left", "right")
     pan = ("left", "right")[rng.integers(2)] if may_pan and rng.random() < 0.3 else ""
     wanted = [first]

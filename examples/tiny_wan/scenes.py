@@ -5,7 +5,7 @@ so every resolution and frame count shows the same world.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -74,12 +74,6 @@ class Item:
         hop, turn = self.travel * (self.motion == "bounce"), SPIN * (self.motion == "spin")
         return *self.start, *drift, hop, low * self.radius, (high - low) * self.radius, turn
 
-    def at(self, time: Tensor, pan: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Centre x and y, radius and angle at `time`, each of its shape."""
-        x, y, dx, dy, hop, radius, growth, turn = self.course(pan)
-        hops = hop * torch.sin(HOPS * math.pi * time).abs()
-        return x + dx * time, y + dy * time - hops, radius + growth * time, turn * time
-
 
 @dataclass(frozen=True)
 class Scene:
@@ -91,11 +85,6 @@ class Scene:
     pan: str = ""
     gradient: tuple[float, float] = (0.0, 0.0)
     wave: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-
-    @property
-    def attributes(self) -> tuple[str, str, str, str]:
-        """(shape, colour, motion, background) of the first object."""
-        return self.items[0].shape, self.items[0].colour, self.items[0].motion, self.background
 
     def phrases(self, wording: int = 0) -> list[str]:
         """What the caption says of each object."""
@@ -120,44 +109,6 @@ def outline_distance(shape: str, dx: Tensor, dy: Tensor, radius: Tensor | float)
     return torch.maximum(dy, (3**0.5 * dx.abs() - dy) / 2) - 0.74 * radius
 
 
-def _ground(scene: Scene, x: Tensor, y: Tensor, time: Tensor) -> Tensor:
-    """(T | 1, 3, H, W): the named colour, shaded by a linear gradient and a plane wave that a pan shifts."""
-    amplitude, fx, fy, phase = scene.wave
-    shade = scene.gradient[0] * (2 * x - 1) + scene.gradient[1] * (2 * y - 1)
-    seen = x + PANS[scene.pan] * PAN_TRAVEL * time if scene.pan else x
-    shade = shade + amplitude * torch.sin(2 * math.pi * (fx * seen + fy * y + phase))
-    return (torch.tensor(COLOURS[scene.background]).view(3, 1, 1) + shade.unsqueeze(1)).clamp(-1, 1)
-
-
 def frame_times(frames: int) -> Tensor:
     """(frames,) equal steps from 0 to 1."""
     return torch.linspace(0, 1, frames)
-
-
-def cover(item: Item, time: Tensor, x: Tensor, y: Tensor, side: int, pan: str = "") -> Tensor:
-    """(T, H, W): how much of each pixel the object covers, 0 to 1."""
-    cx, cy, radius, angle = item.at(time, pan)
-    dx, dy = x - cx, y - cy
-    turned = (dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin())
-    return (0.5 - side * outline_distance(item.shape, *turned, radius)).clamp(0, 1)
-
-
-def nearness(scene: Scene, times: Tensor, height: int, width: int) -> Tensor:
-    """(T, height, width): 1 around the objects, whatever their shape, 0 elsewhere."""
-    x = ((torch.arange(width) + 0.5) / width).view(1, 1, -1)
-    y = ((torch.arange(height) + 0.5) / height).view(1, -1, 1)
-    time = times.view(-1, 1, 1)
-    discs = (replace(item, shape="circle", radius=1.5 * item.radius) for item in scene.items)
-    return torch.stack([cover(disc, time, x, y, min(height, width), scene.pan) for disc in discs]).amax(0)
-
-
-def render(scene: Scene, times: Tensor, height: int, width: int) -> Tensor:
-    """The scene at `times` (T,) in [0, 1]: (T, 3, height, width) float32 in [-1, 1], anti-aliased."""
-    x = ((torch.arange(width) + 0.5) / width).view(1, 1, -1)
-    y = ((torch.arange(height) + 0.5) / height).view(1, -1, 1)
-    time = times.view(-1, 1, 1)
-    clip = _ground(scene, x, y, time).expand(len(times), -1, -1, -1)
-    for item in scene.items:
-        colour = torch.tensor(COLOURS[item.colour]).view(3, 1, 1)
-        clip = torch.lerp(clip, colour, cover(item, time, x, y, min(height, width), scene.pan).unsqueeze(1))
-    return clip

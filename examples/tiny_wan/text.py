@@ -4,6 +4,8 @@ A minute of training that spares the transformer from learning which word belong
 """
 
 import copy
+import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -12,18 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
-from examples.tiny_wan.model import SPECIAL
+from examples.tiny_wan.model import build_tokenizer
 from examples.tiny_wan.sampling import sample_scene
-from examples.tiny_wan.scenes import COLOURS, MOTIONS, PANS, SHAPES, SIZES, TEXTURES, WORDS, Scene
+from examples.tiny_wan.scenes import COLOURS, MOTIONS, PANS, SHAPES, SIZES, TEXTURES, Scene
 
 LONGEST = 28  # tokens of a caption, at most
-PADDED = 512  # what WanPipeline pads captions to
 NONE = ("none",)
 SECOND = 0.5  # how much the words of the second object differ from those of the first, in deviations
 OBJECT = (tuple(SHAPES), tuple(COLOURS), tuple(MOTIONS), tuple(SIZES))
-CLASSES = (
-    tuple(COLOURS), TEXTURES, tuple(PANS), *OBJECT, *(NONE + choices for choices in OBJECT)
-)  # fmt: skip
+CLASSES = (tuple(COLOURS), TEXTURES, tuple(PANS), *OBJECT, *(NONE + choices for choices in OBJECT))
 
 
 def labels(scene: Scene) -> list[int]:
@@ -34,17 +33,12 @@ def labels(scene: Scene) -> list[int]:
     return [choices.index(word) for choices, word in zip(CLASSES, said, strict=True)]
 
 
-_IDS = {word: index for index, word in enumerate((*SPECIAL, *WORDS))}
+_TOKENIZER = build_tokenizer()
 
 
-def token_ids(captions: list[str], length: int = LONGEST) -> Tensor:
-    """(B, length): what the tokenizer gives for the generator's captions, cheaply enough for every step.
-
-    One length spares a compiler new graphs.
-    """
-    rows = [[_IDS[word] for word in caption.replace(",", " ,").split()] for caption in captions]
-    rows = [[*row, _IDS["</s>"]] for row in rows]
-    return torch.tensor([row + [_IDS["<pad>"]] * (length - len(row)) for row in rows])
+def token_ids(captions: list[str]) -> Tensor:
+    """(B, 28) token ids."""
+    return _TOKENIZER(captions, padding="max_length", max_length=LONGEST, return_tensors="pt").input_ids
 
 
 def phrase_slices(scene: Scene, wording: int) -> list[slice]:
@@ -56,48 +50,46 @@ def phrase_slices(scene: Scene, wording: int) -> list[slice]:
     return slices
 
 
-def phrase_marks(scenes: list[Scene], wordings: list[int], length: int = LONGEST) -> Tensor:
-    """(B, length, 2): 1 on the words of each of two objects, all 0 for scenes of one."""
-    marks = torch.zeros(len(scenes), length, 2)
-    for row, (scene, wording) in enumerate(zip(scenes, wordings, strict=True)):
-        if len(scene.items) == 2:
-            for place, at in enumerate(phrase_slices(scene, wording)):
-                marks[row, at, place] = 1
-    return marks
-
-
 def encode(encoder: UMT5EncoderModel, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Token ids (B, L) -> embeddings (B, L, C) and mask (B, L)."""
-    mask = (ids != _IDS["<pad>"]).long()
-    # Of a mask of two dimensions transformers asks the device whether it hides anything, and waits.
-    seen = mask.bool()[:, None, None] if ids.is_cuda else mask
-    return encoder(ids, seen).last_hidden_state, mask
+    mask = (ids != _TOKENIZER.pad_token_id).long()
+    return encoder(ids, mask).last_hidden_state, mask
 
 
-@torch.no_grad()
-def encode_words(encoder: UMT5EncoderModel, words: Tensor) -> Tensor:
-    """Token ids (B, L) -> (B, 512, C), what the pipeline makes of captions: zeros after their own tokens."""
-    embeddings, mask = encode(encoder, words)
-    return F.pad(embeddings * mask.unsqueeze(-1), (0, 0, 0, PADDED - words.shape[1]))
+def encode_words(encoder: UMT5EncoderModel, ids: Tensor) -> Tensor:
+    """Token ids (B, L) -> (B, L + 1, C) for `WordAttention`: zeros after a caption's own tokens."""
+    embeddings, mask = encode(encoder, ids)
+    return F.pad(embeddings * mask.unsqueeze(-1), (0, 0, 0, 1))
 
 
-def pretrain(encoder: UMT5EncoderModel, rng: np.random.Generator, steps: int) -> float:
-    """Train `encoder` in place with throw-away linear heads; returns the final accuracy over all tokens."""
-    heads = nn.Linear(encoder.config.d_model, sum(map(len, CLASSES)), bias=False).to(encoder.device)
-    nn.init.orthogonal_(heads.weight)
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=3e-3, weight_decay=0.0)
+def _fit(encoder: UMT5EncoderModel, lr: float, losses: Iterator[Tensor], steps: int) -> float:
+    """AdamW on `losses`, the rate falling to nothing; returns the last of them."""
+    optimizer = torch.optim.AdamW(encoder.train().parameters(), lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, steps)
-    for _ in range(steps):
-        scenes = [sample_scene(rng) for _ in range(64)]
-        captions = [scene.caption(int(rng.integers(3))) for scene in scenes]
-        truth = torch.tensor([labels(scene) for scene in scenes], device=encoder.device)
-        embeddings, mask = encode(encoder, token_ids(captions).to(encoder.device))
-        loss, accuracy = _judge(heads(embeddings[mask.bool()]), truth, mask)
+    for loss in itertools.islice(losses, steps):
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    return accuracy
+    return loss.item()
+
+
+def pretrain(encoder: UMT5EncoderModel, rng: np.random.Generator, steps: int) -> float:
+    """Train `encoder` in place with throw-away linear heads; returns the last loss, summed over `CLASSES`."""
+    heads = nn.Linear(encoder.config.d_model, sum(map(len, CLASSES)), bias=False).to(encoder.device)
+    nn.init.orthogonal_(heads.weight)
+
+    def losses() -> Iterator[Tensor]:
+        while True:
+            scenes = [sample_scene(rng) for _ in range(64)]
+            truth = torch.tensor([labels(scene) for scene in scenes], device=encoder.device)
+            captions = [scene.caption(int(rng.integers(3))) for scene in scenes]
+            embeddings, mask = encode(encoder, token_ids(captions).to(encoder.device))
+            targets = truth[:, None].expand(-1, mask.shape[1], -1)[mask.bool()]
+            logits = heads(embeddings[mask.bool()]).split([len(choices) for choices in CLASSES], -1)
+            yield sum(F.cross_entropy(piece, target) for piece, target in zip(logits, targets.unbind(-1), strict=True))
+
+    return _fit(encoder, 3e-3, losses(), steps)
 
 
 def bind(encoder: UMT5EncoderModel, rng: np.random.Generator, steps: int) -> float:
@@ -108,19 +100,16 @@ def bind(encoder: UMT5EncoderModel, rng: np.random.Generator, steps: int) -> flo
     transformer still understands them.
     """
     teacher = copy.deepcopy(encoder).requires_grad_(False)
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-3, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, steps)
-    for _ in range(steps):
-        scenes = [sample_scene(rng, objects=1 + index % 2) for index in range(64)]
-        goal, ids = _apart(teacher, scenes, rng.integers(3, size=len(scenes)).tolist())
-        embeddings, mask = encode(encoder, ids)
-        goal, embeddings = goal[mask.bool()], embeddings[mask.bool()]
-        loss = F.mse_loss(embeddings, goal) / goal.var(0).mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-    return 1 - loss.item()
+
+    def losses() -> Iterator[Tensor]:
+        while True:
+            scenes = [sample_scene(rng, objects=1 + index % 2) for index in range(64)]
+            goal, ids = _apart(teacher, scenes, rng.integers(3, size=len(scenes)).tolist())
+            embeddings, mask = encode(encoder, ids)
+            goal, embeddings = goal[mask.bool()], embeddings[mask.bool()]
+            yield F.mse_loss(embeddings, goal) / goal.var(0).mean()
+
+    return 1 - _fit(encoder, 1e-3, losses(), steps)
 
 
 @torch.no_grad()
@@ -139,12 +128,3 @@ def _apart(teacher: UMT5EncoderModel, scenes: list[Scene], wordings: list[int]) 
             for at in phrase_slices(*pair)[place : place + 1]:
                 goal[row, at] = said[row, : at.stop - at.start] + place * mark
     return goal, ids
-
-
-def _judge(logits: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, float]:
-    """Mean cross-entropy and accuracy of the heads, each token against its caption's labels."""
-    targets = labels[:, None].expand(-1, mask.shape[1], -1)[mask.bool()]
-    pieces = list(zip(logits.split([len(c) for c in CLASSES], -1), targets.unbind(-1), strict=True))
-    loss = torch.stack([F.cross_entropy(piece, target) for piece, target in pieces]).sum()
-    hits = [(piece.argmax(-1) == target).float().mean() for piece, target in pieces]
-    return loss, float(torch.stack(hits).mean())

@@ -18,19 +18,14 @@ SMOOTHING = 0.5  # 0 is nearest upsampling, 1 bilinear; between them lies the be
 SIGNED = {(c + 3 * i, c): sign for c in range(3) for i, sign in enumerate((1.0, -1.0))}
 
 
-def build_vae(decoder_dim: int = 8) -> AutoencoderKLWan:
-    """4x in space and time, 6 channels; random weights."""
-    return AutoencoderKLWan(
+@torch.no_grad()
+def wired_vae(decoder_dim: int = 8) -> AutoencoderKLWan:
+    """4x in space and time, 6 channels, both halves wired; nothing is trained."""
+    vae = AutoencoderKLWan(
         base_dim=8, decoder_base_dim=decoder_dim, z_dim=CHANNELS, dim_mult=[1, 2, 2], num_res_blocks=1,
         temperal_downsample=[True, True], latents_mean=LATENTS_MEAN, latents_std=LATENTS_STD, is_residual=True,
         scale_factor_temporal=4, scale_factor_spatial=4,
     )  # fmt: skip
-
-
-@torch.no_grad()
-def wired_vae(decoder_dim: int = 8) -> AutoencoderKLWan:
-    """The VAE with both halves wired; nothing is trained."""
-    vae = build_vae(decoder_dim)
     _wire_encoder(vae)
     _wire_decoder(vae)
     for conv in (vae.quant_conv, vae.post_quant_conv):
@@ -54,11 +49,9 @@ def _set(conv: nn.Module, taps: dict[tuple[int, int], float], bias: dict[int, fl
 
 def _make_identity(module: nn.Module) -> None:
     """Silence the residual branches of all residual and attention blocks below `module`."""
-    for child in module.modules():
-        for name in ("conv2", "proj"):
-            if hasattr(child, name):
-                nn.init.zeros_(getattr(child, name).weight)
-                nn.init.zeros_(getattr(child, name).bias)
+    for name, child in module.named_modules():
+        if name.rpartition(".")[2] in ("conv2", "proj"):
+            _set(child, {})
 
 
 def _wire_encoder(vae: AutoencoderKLWan) -> None:
@@ -85,9 +78,7 @@ def _wire_encoder(vae: AutoencoderKLWan) -> None:
 
 def _wire_pool(resample: nn.Module, channels: range, gain: float) -> None:
     """2x2 average pooling of `channels` for the first frame; the temporal convolution mutes all later ones."""
-    conv = resample.resample[1]
-    conv.weight.zero_()
-    conv.bias.zero_()
+    _set(conv := resample.resample[1], {})
     for c in channels:
         conv.weight[c, c, :2, :2] = gain / 4
     _set(resample.time_conv, {})
@@ -124,8 +115,7 @@ def _wire_smoothing(conv: nn.Module) -> None:
     here = torch.zeros(3, 3)
     here[1, 1] = 1.0
     blurred = torch.outer(tent, tent) / 16
-    conv.weight.zero_()
-    conv.bias.zero_()
+    _set(conv, {})
     for c in range(3):
         conv.weight[c, c] = SMOOTHING * (blurred - here)
         conv.weight[c, 6 + c] = SMOOTHING * blurred + (1 - SMOOTHING) * here
@@ -142,11 +132,6 @@ def prefer_fast_convolutions(vae: AutoencoderKLWan) -> None:
     for module in vae.modules():
         if isinstance(module, nn.Conv3d):
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
-
-
-def encode_mean(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
-    """(B, T, 3, H, W) -> unnormalised latent means (B, 6, n, H/4, W/4)."""
-    return vae.encode(video.transpose(1, 2)).latent_dist.mode()
 
 
 def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:

@@ -6,13 +6,13 @@ import pytest
 import torch
 from diffattn.kernels.backends.torch.tiles import forward
 
-from benchmarks import attention
-from benchmarks.attention_case import Case
-from benchmarks.attention_measure import Row, check, measure
-from benchmarks.attention_report import r_squared
-from benchmarks.candidates import ours
+from benchmarks.attention import __main__ as attention
+from benchmarks.attention.candidates import ours
+from benchmarks.attention.case import Case
+from benchmarks.attention.measure import Row, check, measure
+from benchmarks.attention.report import r_squared
 
-TINY = ["--device", "cpu", "--sizes", "256", "--densities", "0.5", "--dtypes", "fp32", "--heads", "2"]
+TINY = ["--device", "cpu", "--sizes", "256", "--densities", "0.5", "--dtypes", "fp32", "--heads", "2", "--quick"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

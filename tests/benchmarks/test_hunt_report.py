@@ -1,11 +1,12 @@
 import pytest
 import torch
 
-from benchmarks import hunt
-from benchmarks.hunt_report import EXHAUSTIVE, SCREENED, Row, table, verdict
+from benchmarks.hunt import searches
+from benchmarks.hunt.likeness import described_scene, likeness
+from benchmarks.hunt.report import EXHAUSTIVE, SCREENED, Row, table, verdict
 from examples.tiny_wan.evaluate import held_out_scenes
-from examples.tiny_wan.likeness import described_scene, likeness
-from examples.tiny_wan.scenes import frame_times, render
+from examples.tiny_wan.rendering import render
+from examples.tiny_wan.scenes import frame_times
 
 
 def rows(fast_gain, fast_passes):
@@ -35,7 +36,7 @@ def test_the_table_pairs_gains_by_prompt():
 
 
 def test_searched_and_held_out_captions_differ():
-    searched, held_out = hunt.training_captions(20), hunt.held_out_captions(40)
+    searched, held_out = searches.training_captions(20), searches.held_out_captions(40)
     assert len(set(searched)) == 20 and not set(searched) & set(held_out)
 
 
@@ -50,6 +51,16 @@ def test_a_clip_is_most_like_its_own_caption():
     clips.requires_grad_()
     likeness(clips, captions).sum().backward()
     assert clips.grad.abs().sum() > 0
+
+
+def test_likeness_is_highest_for_what_the_caption_says():
+    scenes = held_out_scenes(12, seed=3)
+    captions = [scene.caption(index) for index, scene in enumerate(scenes)]
+    clips = torch.stack([render(described_scene(caption), frame_times(5), 32, 32) for caption in captions])
+    scores = torch.stack([likeness(clips / 2 + 0.5, [caption] * len(scenes)) for caption in captions])
+    assert scores.argmax(1).tolist() == list(range(len(scenes)))
+    with pytest.raises(ValueError, match="one object"):
+        described_scene(held_out_scenes(1, 3, objects=2)[0].caption())
 
 
 def test_only_captions_of_one_object_can_be_compared():

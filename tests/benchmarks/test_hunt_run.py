@@ -4,11 +4,13 @@ import pytest
 import torch
 
 import diffattn
-from benchmarks import guided_gallery, hunt
-from benchmarks.coarse import load_for_any_grid
-from benchmarks.hunt_report import EXHAUSTIVE, SCREENED, gain, table
+from benchmarks.hunt import searches
+from benchmarks.hunt.__main__ import parse_args
+from benchmarks.hunt.objectives import load_for_any_grid
+from benchmarks.hunt.report import EXHAUSTIVE, SCREENED, gain, table
 from benchmarks.tiny import load
 from diffattn import HeadSet
+from docs.tools import guidance
 
 SMALL = (
     "--objectives sharpness --size 64 --prompts 4 --held-out 5 --rounds 1 --steps 2 --guidance-scale 1 "
@@ -18,20 +20,20 @@ SMALL = (
 
 def test_heads_found_help_on_held_out_prompts_and_the_screen_finds_nearly_as_good_ones_for_less(tmp_path, monkeypatch):
     """The bar of 95 % is the benchmark's, at its own size; so few prompts are a harsher one."""
-    monkeypatch.setattr(hunt, "SEARCHES", {name: hunt.SEARCHES[name] for name in (EXHAUSTIVE, SCREENED)})
-    monkeypatch.setattr(hunt, "HEADS", tmp_path / "headset.json")
-    monkeypatch.setattr(hunt, "HEAD_MAP", tmp_path / "head-map.png")
-    args, objective = hunt.parse_args(SMALL.split()), hunt.OBJECTIVES["sharpness"]
-    rows, sets = hunt.measure(load_for_any_grid(), objective, args, tmp_path)
+    monkeypatch.setattr(searches, "SEARCHES", {name: searches.SEARCHES[name] for name in (EXHAUSTIVE, SCREENED)})
+    monkeypatch.setattr(searches, "HEADS", tmp_path / "headset.json")
+    monkeypatch.setattr(searches, "HEAD_MAP", tmp_path / "head-map.png")
+    args, objective = parse_args(SMALL.split()), searches.OBJECTIVES["sharpness"]
+    rows, sets = searches.measure(load_for_any_grid(), objective, args, tmp_path)
     _, chance, full, fast = rows
     for found in (full, fast):
         mean, error = gain(found, rows)
         assert mean > 2 * error and mean > 2 * gain(chance, rows)[0], table(rows)
     assert fast.scores.mean() >= 0.9 * full.scores.mean() and fast.passes <= 0.4 * full.passes, table(rows)
-    hunt.publish(sets[SCREENED], hunt.folder_of(tmp_path, objective, EXHAUSTIVE))
+    searches.publish(sets[SCREENED], searches.folder_of(tmp_path, objective, EXHAUSTIVE))
     heads = HeadSet.load(tmp_path / "headset.json")
     assert heads.heads == sets[SCREENED].heads and heads.guidance.scale == args.scale
-    assert heads.search["note"] == hunt.NOTE and heads.search["objective"] == "sharpness"
+    assert heads.search["note"] == searches.NOTE and heads.search["objective"] == "sharpness"
     assert (tmp_path / "head-map.png").stat().st_size > 5000
 
 
@@ -47,8 +49,8 @@ def test_the_embedded_model_brings_heads_of_our_own_search():
 def test_the_gallery_is_a_row_for_each_prompt(tmp_path, prompts):
     pytest.importorskip("matplotlib")
     made = torch.rand(prompts, 33, 3, 128, 128)
-    captions = tuple(hunt.held_out_captions(prompts))
-    guided_gallery.draw(tmp_path / "a.png", {"unguided": made, "guided": made}, captions)
+    captions = tuple(searches.held_out_captions(prompts))
+    guidance.draw(tmp_path / "a.png", {"unguided": made, "guided": made}, captions)
     from PIL import Image
 
     width, height = Image.open(tmp_path / "a.png").size

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import readme, showcase
-from benchmarks.attention_measure import Row
-from benchmarks.attention_report import report
+from benchmarks.attention.measure import Row
+from benchmarks.attention.report import report
+from docs.tools import readme, showcase
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = argparse.Namespace(device="cpu")

@@ -6,14 +6,16 @@ import pytest
 import torch
 
 import diffattn
-from benchmarks import distances, planning, quality, report
-from benchmarks.contenders import METHODS, ORACLES
-from benchmarks.controls import RandomBlocks, TopBlocks, TopTokens, best_tokens
-from benchmarks.end_to_end import similarity
-from benchmarks.measures import Result, measure
-from benchmarks.sources import Sample, synthetic
+from benchmarks import planning
+from benchmarks.quality import __main__ as quality
+from benchmarks.quality import distances, report
+from benchmarks.quality.contenders import METHODS, ORACLES, RandomBlocks, TopBlocks, TopTokens, best_tokens
+from benchmarks.quality.end_to_end import similarity
+from benchmarks.quality.measures import Result, measure
+from benchmarks.quality.sources import Sample, synthetic
 from diffattn import TokenGrid, attend
 from diffattn.analysis.synthetic import structured_qkv
+from docs.tools.distances import draw
 
 GRID = TokenGrid(3, 6, 8)
 REST, TOKENS = ORACLES
@@ -92,7 +94,7 @@ def test_distances_by_head_have_a_table_and_a_picture(tmp_path):
     rows = distances.shares_by_head(Sample(GRID, query, key, value, layer) for layer in (1, 0))
     assert list(rows) == ["0.0", "0.1", "1.0", "1.1", "even"]
     assert rows["0.0"][:-1] == pytest.approx(rows["even"][:-1], abs=1e-5)
-    distances.draw(rows, tmp_path / "heads.png")
+    draw(rows, tmp_path / "heads.png")
     assert (tmp_path / "heads.png").stat().st_size > 5000
 
 
