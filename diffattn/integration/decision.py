@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from ..grid import TokenGrid
@@ -92,7 +91,7 @@ def screen(
         reason = FORCED
     if reason is None and state.location is None:
         reason = state.no_grid
-    if reason is None and not torch.compiler.is_compiling():
+    if reason is None:
         reason = _intercepted()
     if reason is not None or inputs.attn_mask is None:
         return reason, None
@@ -119,7 +118,8 @@ def _unsuitable(inputs: AttentionInputs) -> str | None:
 
 def _intercepted() -> str | None:
     """Who replaces torch's attention while it runs, and would never see ours: `LayerSkipConfig` of diffusers does."""
-    for mode in _get_current_function_mode_stack():
-        if not isinstance(mode, DeviceContext) and not getattr(mode, "leaves_attention_alone", False):
+    for place in range(torch._C._len_torch_function_stack()):
+        mode = torch._C._get_function_stack_at(place)
+        if not isinstance(mode, DeviceContext):
             return f"{type(mode).__name__} intercepts attention"
     return None
