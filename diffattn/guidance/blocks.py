@@ -16,7 +16,7 @@ STATES = ("hidden_states", "encoder_hidden_states", "audio_hidden_states")
 
 
 def map_tensors(function: Callable[[Tensor], Any], tree: Tree) -> Tree:
-    """The same tree of tuples, lists and dicts, `function` of every tensor in it."""
+    """A tree of tuples, lists and dicts with `function` applied to every tensor."""
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, (tuple, list)):
@@ -27,7 +27,7 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Tree) -> Tree:
 
 
 def take_samples(tree: Tree, batch: int, samples: slice) -> Tree:
-    """Only some samples of every tensor in the tree whose first dimension is the batch of `batch`."""
+    """A tree with some samples of every tensor whose first dimension is the batch, of `batch` samples."""
     return map_tensors(lambda tensor: tensor[samples] if tensor.ndim and len(tensor) == batch else tensor, tree)
 
 
@@ -37,7 +37,7 @@ def without_memory(tree: Tree) -> Tree:
 
 
 class Skip:
-    """A block that does nothing: it returns its inputs, in the order in which it returns its outputs.
+    """A skipped block: it returns its inputs, in the order of its outputs.
 
     Args:
         block (`nn.Module`): to be skipped. It runs once, where diffusers does not know what it returns.
@@ -49,7 +49,7 @@ class Skip:
         self.order: Any = None
 
     def skipped_forward(self, forward: Callable, active: Sequence[bool] | None = None) -> Callable:
-        """The forward of the skipped block; samples that are not active run it all the same."""
+        """A forward that skips the block for the active samples; the others run it."""
 
         def run(*args, **kwargs):
             inputs = {**dict(zip(self.names, args)), **kwargs}
@@ -63,7 +63,7 @@ class Skip:
         return run
 
     def _order(self, inputs: dict, output: Tree) -> Any:
-        """Names of the inputs that stand in the places of the outputs."""
+        """Names of the inputs to return, in the order of the outputs."""
         states = [name for name in STATES if isinstance(inputs.get(name), Tensor)] or self.names[:1]
         if isinstance(output, Tensor):
             return states[0]

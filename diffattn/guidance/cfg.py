@@ -1,7 +1,7 @@
 """How a pipeline does classifier-free guidance: which call of the transformer is the conditional one.
 
-A pipeline combines `u + g (c - u)`. What is added to both c and u comes out as it went in, whatever g is: so the hook
-never needs g, neither a changing one nor one that a pipeline keeps to itself.
+A pipeline combines `u + g (c - u)`. A term that is added to both c and u is added to the result unchanged, whatever g
+is. So the hook does not need g, which may change during a run or be hidden in the pipeline.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NAMES = {"cond": COND, "uncond": UNCOND, "cond_uncond": BOTH}  # of cache contex
 
 
 class _Calls(PerThread):
-    """What is remembered of the calls of a run."""
+    """What is known of earlier calls of the run of this thread."""
 
     def __init__(self) -> None:
         self.last: tuple | None = None  # kind, latents, text and step
@@ -40,12 +40,12 @@ class _Calls(PerThread):
 
 
 class PipelineCfg:
-    """What the hook has to know of a pipeline.
+    """The classifier-free guidance of a pipeline.
 
     Args:
-        pipe (`DiffusionPipeline`, *optional*): of the transformer; None for a transformer on its own, whose calls are
-            conditional ones unless its `cache_context` names them otherwise.
-        guidance_scale (`float`, *optional*): g where the pipeline does not tell.
+        pipe (`DiffusionPipeline`, *optional*): of the transformer, held weakly. Without one, calls of the transformer
+            are conditional unless their `cache_context` has another name.
+        guidance_scale (`float`, *optional*): g where the pipeline does not reveal it.
 
     Raises:
         ValueError: a pipeline whose guidance is not of the form `u + g (c - u)`, or of which this is not known.
@@ -64,7 +64,7 @@ class PipelineCfg:
         return not self.name.startswith(NOT_SLICED)
 
     def kind(self, context: Any, inputs: dict, step: int | None) -> str:
-        """`"cond"`, `"uncond"`, or `"both"` for [uncond; cond], of a call of the transformer."""
+        """The kind of a call of the transformer: `"cond"`, `"uncond"`, or `"both"` for a batch [uncond; cond]."""
         self._check_run()
         name = context_name(context)
         named = NAMES.get(name)
@@ -77,7 +77,7 @@ class PipelineCfg:
         return self._of_two(inputs, step) if self.name in CALLS else COND
 
     def scale(self, transformer: nn.Module, step: int | None) -> float:
-        """g of the run, needed for `rescale` only."""
+        """g of this run; only `rescale` needs it."""
         if self.guidance_scale is not None:
             return self.guidance_scale
         g = self._scale(transformer)

@@ -55,10 +55,15 @@ def overridden_forward(block: nn.Module, make: Callable[[Callable], Callable]) -
         installed.override.forward = outer
         with _replacing:
             installed.users -= 1
-            if not installed.users and installed.before is None:
-                object.__delattr__(block, name)
-            elif not installed.users:
-                object.__setattr__(block, name, installed.before)
+            if not installed.users and vars(block).get(name) is installed:  # others may have replaced it since
+                _restore(block, name, installed.before)
+
+
+def _restore(block: nn.Module, name: str, before: Any) -> None:
+    if before is None:
+        object.__delattr__(block, name)
+    else:
+        object.__setattr__(block, name, before)
 
 
 @contextmanager
@@ -77,5 +82,5 @@ def overridden_attention(attention: nn.Module, adapter: Adapter, act: Act) -> It
         processor.of_thread.act = outer
         with _replacing:
             processor.users -= 1
-            if not processor.users:
+            if not processor.users and attention.processor is processor:
                 set_processor(attention, processor.replaced)

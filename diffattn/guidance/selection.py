@@ -1,4 +1,4 @@
-"""What is perturbed in one transformer, and how."""
+"""The perturbed heads and skipped blocks of one transformer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Selection:
         return bool(self.strengths or self.skipped)
 
     def first_block(self, model: ModelMap) -> int | None:
-        """Place of the first block that is not as in the unperturbed pass, None where blocks beside it are not."""
+        """Index of the first perturbed block; None if a block of a branch is perturbed."""
         touched = {model.block_of(layer) for layer in self.strengths} | set(self.skipped)
         if not touched or touched & set(model.branches):
             return None
@@ -41,11 +41,11 @@ class Selection:
 
     @property
     def samples(self) -> int:
-        """For how many samples heads were chosen; 1 where all samples are alike."""
+        """The number of samples with heads of their own; 1 if all samples have the same heads."""
         return max((strengths.samples for strengths in self.strengths.values()), default=1)
 
     def beside_others(self, samples: int, first: bool) -> Selection:
-        """For the first, or else the last, half of a batch of twice as many samples."""
+        """The same for the first (or else the last) half of a batch of twice as many samples."""
         strengths = {layer: values.beside_others(samples, first) for layer, values in self.strengths.items()}
         return replace(self, strengths=strengths, skipping=(first,) * samples + (not first,) * samples)
 
@@ -57,7 +57,7 @@ def make_selection(
     target: str = "identity",
     rows: str = "all",
 ) -> Selection:
-    """From u `(B|1, H)` by layer, in the order of the model's layers; layers that are all 0 are left out."""
+    """A selection from u `(B|1, H)` by layer; layers in which u is 0 everywhere are left out."""
     by_layer = {layer: Strengths(values[layer]) for layer in model.layers if layer in values}
     kept = {layer: strengths for layer, strengths in by_layer.items() if strengths}
     return Selection(kept, tuple(skip_blocks), target, rows)

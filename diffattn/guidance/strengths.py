@@ -33,11 +33,11 @@ class Strengths:
 
     @property
     def samples(self) -> int:
-        """Rows of u; 1 where all samples are alike."""
+        """The number of rows of u; 1 if all samples have the same."""
         return self.values.shape[0]
 
     def heads(self) -> tuple[list[int], list[int]]:
-        """The heads that are perturbed, and those of them that are replaced in every sample.
+        """The perturbed heads, and those of them with u = 1 in every sample.
 
         A compiled graph takes all heads alike, so that it serves whatever heads are chosen.
         """
@@ -55,7 +55,7 @@ class Strengths:
         return self._made[at]
 
     def beside_others(self, samples: int, first: bool) -> Strengths:
-        """The same strengths for the first, or else the last, half of a batch, and 0 for the other half."""
+        """The same strengths for the first (or else the last) half of a batch, and 0 for the other half."""
         own = self.values.expand(samples, -1)
         return Strengths(torch.cat([own, torch.zeros_like(own)] if first else [torch.zeros_like(own), own]))
 

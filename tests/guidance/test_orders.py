@@ -10,7 +10,9 @@ import torch
 import wan
 from accelerate.hooks import CpuOffload, remove_hook_from_module
 from diffusers import FirstBlockCacheConfig
+from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.first_block_cache import FBCHeadBlockHook
+from diffusers.hooks.group_offloading import GroupOffloadingHook
 from models.pipeline_builders import PIPELINES
 from torch import nn
 
@@ -49,6 +51,17 @@ class SequentialOffload:
             remove_hook_from_module(part, recurse=True)
 
 
+class GroupOffload:
+    hook, method = GroupOffloadingHook, "pre_forward"
+
+    def on(self, pipe):
+        device = torch.device("cpu")
+        pipe.transformer.enable_group_offload(device, offload_type="block_level", num_blocks_per_group=1)
+
+    def off(self, pipe):
+        remove_hooks(pipe.transformer, "group_offloading")
+
+
 class StepCache:
     hook, method = FBCHeadBlockHook, "new_forward"
 
@@ -78,9 +91,8 @@ class SparseAttention:
         diffattn.disable(pipe)
 
 
-OTHERS = {
-    kind.__name__: kind() for kind in (ModelOffload, SequentialOffload, StepCache, LayerwiseCasting, SparseAttention)
-}
+KINDS = (ModelOffload, SequentialOffload, GroupOffload, StepCache, LayerwiseCasting, SparseAttention)
+OTHERS = {kind.__name__: kind() for kind in KINDS}
 NO_STEP_CACHES = ("StableDiffusion3Pipeline",)  # does not name its calls, which diffusers' step caches need
 
 
@@ -100,6 +112,12 @@ RUNS = [
 
 def modules(pipe):
     return [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+
+
+def remove_hooks(transformer, name):
+    for module in transformer.modules():
+        if hasattr(module, "_diffusers_hook"):
+            module._diffusers_hook.remove_hook(name, recurse=False)
 
 
 def build(name):
@@ -157,3 +175,24 @@ def test_guidance_changes_what_the_orders_compare():
         results = [expected(name, guided, sparse) for guided in (False, True) for sparse in (False, True)]
         for at, one in enumerate(results):
             assert all(not torch.equal(one[0], other[0]) for other in results[:at])
+
+
+def test_a_hook_that_is_removed_within_a_pass_stays_removed():
+    """Group offload with streams removes its trackers from the blocks at the end of the first forward."""
+    calls = []
+
+    class Tracker(ModelHook):
+        def pre_forward(self, module, *args, **kwargs):
+            calls.append(module)
+            return args, kwargs
+
+    pipe = build("Wan")
+    wanted = expected("Wan", True, False)[0]
+    diffattn.guide(pipe, HEADS, scale=2.0)
+    for block in pipe.transformer.blocks:
+        HookRegistry.check_if_exists_or_initialize(block).register_hook(Tracker(), "tracker")
+    last = pipe.transformer.proj_out.register_forward_pre_hook(lambda *_: remove_hooks(pipe.transformer, "tracker"))
+    first = run(pipe, "Wan")[0]
+    assert len(calls) == len(pipe.transformer.blocks) and torch.equal(first, wanted)
+    last.remove()
+    assert torch.equal(run(pipe, "Wan")[0], wanted) and len(calls) == len(pipe.transformer.blocks)
