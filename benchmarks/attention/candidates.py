@@ -66,7 +66,7 @@ def dense(case: Case) -> Iterator[Candidate]:
 
 
 def sparse(case: Case, blocks: Tensor) -> Iterator[Candidate]:
-    """Peers that take the same blocks; they leave out the key mask."""
+    """Other libraries, on the same blocks and without the key mask."""
     yield Candidate("FlexAttention", _flex(case, blocks), blocks, lse=case.device != "cpu")
     if case.device != "cpu" and _importable("flashinfer"):
         yield Candidate("FlashInfer", _flashinfer(case, blocks), blocks)

@@ -38,12 +38,12 @@ def _even(dtype: torch.dtype) -> str:
 
 
 TITLES = {
-    "forward": "## Forward\n\nRandom block lists for each head; ours with log-weights and lse.",
+    "forward": "## Forward\n\nRandom block lists for each head; diffattn also computes log-weights and lse.",
     "backward": "## Backward\n\nGradients of query, key and value; the forward pass is not in the time.",
     "auto": (
-        "## What auto chooses\n\nShort sequences and high densities, without lse. Plans that keep more than "
-        f"{_even(torch.float32)} in float32, {_even(torch.bfloat16)} in bf16, do not get here in a model: its own "
-        "dense backend keeps all, in less time."
+        "## What auto chooses\n\nShort sequences and high densities, without lse. In a model, plans that keep more "
+        f"than {_even(torch.float32)} in float32, {_even(torch.bfloat16)} in bf16 never reach these kernels: the "
+        "model's own dense backend is faster."
     ),
     "time against density": "## Time against density",
     "time against length": "## Time against length\n\nEvery query keeps about the same number of keys.",
@@ -53,7 +53,8 @@ INTRODUCTION = """# Attention kernels
 {device}, {threads} threads; {versions}. Medians of interleaved rounds ± half the distance between the quartiles.
 `speed-up` is over the fastest dense row of the same shape and run, `of ideal` is speed-up x density, `TFLOP/s` counts
 the products computed, `MB` is the peak memory above the inputs, the result included. Every row was within the error
-budget against float64 before it was timed; a row without a time says why. Peers have the first tiles only.
+budget against float64 before it was timed; a row without a time says why. Other libraries are measured
+with the first tiles only.
 """
 
 

@@ -63,7 +63,9 @@ def findings(results: list[Result], score: str) -> str:
     over = {f"{name} ({mean_density(cell):.2f} for {density:g})" for (name, density), cell in cells.items()
             if mean_density(cell) > TOLERANCE * density}  # fmt: skip
     if over:
-        sentences.append(f"Spends more than it was asked to, so that its row flatters it: {'; '.join(sorted(over))}.")
+        sentences.append(
+            f"Reaches a higher density than was asked for, so that its row flatters it: {'; '.join(sorted(over))}."
+        )
     losers = [name for name in _names(results) if any(name in found for found in behind.values())]
     why = "\n".join(f"- {name}: {REASONS[name]}." for name in losers if name in REASONS)
     return " ".join(sentences) + (f"\n\n{why}" if why else "")

@@ -39,8 +39,8 @@ def _speeds(path: Path) -> str:
     rows = [row for row in rows if row["tiles"] == rows[0]["tiles"]]  # others are in the results
     device = text.split("\n\n", 2)[1].split(";")[0]
     dense = ", ".join(dict.fromkeys(row[""] for row in forward_rows(text) if row["tiles"] == "-"))
-    shares = " | ".join(f"{density:.4g} of it" for density in DENSITIES)
-    lines = [f"| attention | {shares} |", "|---" * (1 + len(DENSITIES)) + "|"]
+    shares = " | ".join(f"density {density:.4g}" for density in DENSITIES)
+    lines = [f"| shape | {shares} |", "|---" * (1 + len(DENSITIES)) + "|"]
     for (dtype, dim), longest in sorted(_longest(rows).items(), reverse=True):
         shape = [row for row in rows if (row["dtype"], row["D"], row["S"]) == (dtype, dim, str(longest))]
         lines.append(f"| {longest:,} tokens, head dim {dim}, {dtype} | " + " | ".join(_cells(shape)) + " |")

@@ -135,14 +135,12 @@ def _item(colour: str, mask: Tensor, pan: str) -> dict[str, str]:
     return {"colour": colour, "shape": shape, "motion": _motion(track, areas, _turned(offsets, shape))}
 
 
-def judged_frames(clip: Tensor) -> Tensor:
-    """Those frames of (T, 3, H, W) that `judge` looks at: 8 to 15 of them, evenly spaced."""
-    return clip[:: max(1, len(clip) // 8)].float()
-
-
 def judge(clip: Tensor, pan: str = "") -> dict:
-    """What a clip (T, 3, H, W) in [-1, 1] shows: {"background": name, "items": [{"colour", "shape", "motion"}]}."""
-    background, found = segment(judged_frames(clip))
+    """What a clip (T, 3, H, W) in [-1, 1] shows: {"background": name, "items": [{"colour", "shape", "motion"}]}.
+
+    It looks at 8 to 15 of the frames, evenly spaced.
+    """
+    background, found = segment(clip[:: max(1, len(clip) // 8)].float())
     return {"background": background, "items": [_item(colour, part, pan) for colour, part in found.items()]}
 
 

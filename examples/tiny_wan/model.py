@@ -96,24 +96,16 @@ def build_pipeline(vae: AutoencoderKLWan) -> WanPipeline:
 
 
 def save_pipeline(pipe: WanPipeline, folder: Path) -> None:
-    """Write the folder so that transformers 4 and 5 both load it.
+    """Write the folder so that transformers 4 and 5 both load it, without traces of this machine.
 
     transformers 5 records its own tokenizer class name, which version 4 does not know.
     """
     pipe.save_pretrained(folder)
-    index = json.loads((folder / "model_index.json").read_text())
-    index["tokenizer"] = ["transformers", "PreTrainedTokenizerFast"]
-    index["text_encoder"] = ["transformers", "UMT5EncoderModel"]
-    index.pop("_name_or_path", None)
-    _write_json(folder / "model_index.json", index)
-    path = folder / "tokenizer" / "tokenizer_config.json"
-    config = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
-    _write_json(path, {key: value for key, value in config.items() if key not in ("is_local", "local_files_only")})
-    for path in folder.glob("*/config.json"):
-        config = json.loads(path.read_text())
-        config.pop("_name_or_path", None)
-        _write_json(path, config)
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    names = {"tokenizer": "PreTrainedTokenizerFast", "text_encoder": "UMT5EncoderModel"}
+    parts = {part: ["transformers", name] for part, name in names.items()}
+    portable = {"model_index.json": parts, "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast"}}
+    for path in (folder / "model_index.json", *folder.glob("*/*config.json")):
+        content = json.loads(path.read_text()) | portable.get(path.name, {})
+        for name in ("_name_or_path", "is_local", "local_files_only"):
+            content.pop(name, None)
+        path.write_text(json.dumps(content, indent=2) + "\n")

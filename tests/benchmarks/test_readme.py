@@ -47,7 +47,7 @@ def test_the_longest_sequences_of_a_result_become_the_table(tmp_path):
     larger = row("diffattn", 16384, 0.25, 9.0, tiles="256x128")
     (tmp_path / "attention-cpu.md").write_text(report([*ROWS, larger], OPTIONS) + "\n")
     about, _, head, _, *lines = readme.speeds(tmp_path).splitlines()
-    assert head == "| attention | 0.5 of it | 0.25 of it | 0.125 of it | 0.0625 of it |"
+    assert head == "| shape | density 0.5 | density 0.25 | density 0.125 | density 0.0625 |"
     assert lines == [
         "| 16,384 tokens, head dim 64, float32 | 1.75x |  | 6.25x |  |",
         "| 8,192 tokens, head dim 128, bfloat16 |  | 3.00x |  |  |",

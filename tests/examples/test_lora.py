@@ -1,4 +1,4 @@
-"""A LoRA trained through sparse attention, on the data or along its own sampling, at a tiny scale; those that are shipped."""
+"""A LoRA trained through sparse attention, on the data or along its own sampling, and those that are shipped."""
 
 import copy
 import json
