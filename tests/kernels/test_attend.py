@@ -331,3 +331,15 @@ def test_wrong_plans_are_named():
     heads = replace(plan, lists=(TileList.from_mask(torch.ones(1, 3, 5, 5) > 0, 16),))
     with pytest.raises(ValueError, match=r"the plan is for heads 3 \(counts of pool 1\), query has 2"):
         attend(*torch.zeros(3, 1, 77, 2, 16), heads)
+
+
+@pytest.mark.parametrize("impl", ["auto", "torch", "triton", "reference"])
+@pytest.mark.parametrize("batch, heads, kv_heads", [(0, 2, 2), (0, 2, 1), (2, 0, 0)])
+def test_no_batch_entries_or_no_heads_give_an_empty_result(batch, heads, kv_heads, impl):
+    shapes = [(batch, 77, count, 16) for count in (heads, kv_heads, kv_heads)]
+    leaves = [torch.empty(shape, requires_grad=True) for shape in shapes]
+    out, lse = attend(*leaves, full_plan(77), impl=impl, return_lse=True)
+    assert out.shape == (batch, 77, heads, 16) and lse.shape == (batch, heads, 77)
+    assert out.dtype == torch.float32 and lse.dtype == (torch.float64 if impl == "reference" else torch.float32)
+    grads = torch.autograd.grad(out.sum() + lse.sum(), leaves)
+    assert [grad.shape for grad in grads] == [leaf.shape for leaf in leaves]

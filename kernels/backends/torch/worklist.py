@@ -66,6 +66,7 @@ class Worklist:
         counts = self.granules(plan.kv_counts.expand(*key.shape[:2], -1))
         visits = [Visits(run, query_shape[:2], key.shape[1], tiles, part) for run, part in zip(self.runs, counts)]
         partial, weighted = sum(run.partial_count for run in visits) > 0, sum(run.weighted_count for run in visits) > 0
+        self.partial_cells = int(visits[0].partial.sum()) * plan.block_q * self.runs[0].granule
         may_lack_keys = sum(run.whole_count for run in visits) == 0
         share = torch.arange(tiles, device=key.device) * kv_heads // tiles * shares // kv_heads
         kinds = torch.stack([share, partial.long(), may_lack_keys.long(), *(run.lengths for run in visits)], -1)
