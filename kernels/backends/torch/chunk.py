@@ -13,9 +13,6 @@ from .scratch import Scratch
 from .softmax import SoftmaxForm
 from .worklist import Chunk, Worklist
 
-KEPT_CELLS = 64 << 20  # a byte each: what boxes hide is found once per plan up to this, for every call beyond
-PART_BYTES = 5 << 20  # of keys and values that are attended to at once: torch reads them for every few query rows
-
 
 def softmax_of_chunk(
     query: Tensor,
@@ -32,17 +29,17 @@ def softmax_of_chunk(
     if form.scored:  # the form cuts scores by their size
         parts = [chunk]
     else:
-        parts = plan.memo(("parts", chunk), lambda: _in_parts(chunk, keys[0]))
+        parts = plan.memo(("parts", chunk), lambda: _in_parts(chunk, keys[0], work.sizes.part))
     found = [_softmax_of_part(query, keys, values, part, work, plan, scale, form, scratch) for part in parts]
     return found[0] if len(found) == 1 else _merged(found)
 
 
-def _in_parts(chunk: Chunk, keys: Tensor) -> list[Chunk]:
+def _in_parts(chunk: Chunk, keys: Tensor, part_bytes: int) -> list[Chunk]:
     """A long list of one query tile, cut into lists whose keys and values stay in the cache while they are used."""
     if len(chunk.visited) > 1 or len(chunk.tiles) > 1:
         return [chunk]
     visited, granule_bytes = chunk.visited[0], 2 * keys[0].numel() * keys.element_size()
-    count = math.ceil(len(visited) * granule_bytes / PART_BYTES)
+    count = math.ceil(len(visited) * granule_bytes / part_bytes)
     if count <= 1:
         return [chunk]
     size = math.ceil(len(visited) / count)
@@ -94,7 +91,7 @@ def mask_of_chunk(plan: Plan, work: Worklist, chunk: Chunk, lead: tuple[int, ...
         mask = torch.zeros(shape, dtype=work.dtype, device=chunk.tiles.device)
     else:
         mask = mask.view(shape[0], 1, shape[2]).expand(shape).contiguous()
-    if work.partial_cells <= KEPT_CELLS:
+    if work.partial_cells <= work.sizes.kept_cells:
         tile, entry, hidden = plan.memo(("partial cells", chunk), lambda: _partial_cells(plan, work, chunk))
     else:
         tile, entry, hidden = _partial_cells(plan, work, chunk)
