@@ -41,6 +41,8 @@ def make_plan(
     for name, tensor in (("query", query), ("key", key)):
         if tensor is not None and (tensor.ndim != 4 or tensor.shape[1] != grid.tokens):
             raise ValueError(f"{name} must be (B, {grid.tokens}, H, D) for the grid {grid}, got {tuple(tensor.shape)}")
+    if query is not None and 0 in query.shape:  # nobody to plan for: the plan of any batch entry and head fits
+        query = key = query.new_zeros(1, grid.tokens, 1, max(query.shape[-1], 1))
     device = "cpu" if query is None else query.device
     with torch.no_grad():
         return config.plan(grid, query, key, layer=layer, device=device)

@@ -64,6 +64,9 @@ def attend(
     check_inputs(query, key, value, plan)
     if check:
         check_contents(plan)
+    if impl in IMPLS and 0 in (query.shape[0], query.shape[2]):
+        out, lse = _attend_nothing(query, key, value, impl)
+        return (out, lse) if return_lse else out
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     why = why_dense(plan, query, key, value, return_lse) if impl == "auto" else None
     impl = resolve_impl(impl, query.device, plan, why)
@@ -76,6 +79,13 @@ def attend(
         run = _torch_attention if impl == "torch" else _triton_attention
         out, lse = run(query, key, value, plan, scale)
     return (out, lse) if return_lse else out
+
+
+def _attend_nothing(query: Tensor, key: Tensor, value: Tensor, impl: str) -> tuple[Tensor, Tensor]:
+    """Out and lse of no batch entries or no heads, differentiable."""
+    nothing = key.sum() + value.sum()
+    dtype = empty_outputs(query, impl)[1].dtype
+    return query + nothing, (query.sum(-1) + nothing).transpose(1, 2).to(dtype)
 
 
 def empty_outputs(query: Tensor, impl: str) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ def check_inputs(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> None:
             raise ValueError(f"{name} has {tensor.shape[1]} tokens, the plan is for {plan.tokens}")
         if (tensor.dtype, tensor.device) != (query.dtype, query.device):
             raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, query {query.dtype} on {query.device}")
-    if key.shape != value.shape or key.shape[::3] != query.shape[::3] or query.shape[2] % key.shape[2]:
+    if key.shape != value.shape or key.shape[::3] != query.shape[::3] or query.shape[2] % max(key.shape[2], 1):
         raise ValueError(
             f"query {tuple(query.shape)}, key {tuple(key.shape)} and value {tuple(value.shape)} must agree in batch "
             "and head dim, and the query heads must be a multiple of the key heads"

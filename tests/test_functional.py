@@ -4,6 +4,7 @@ from oracle import check_attention, mask_rows, structured
 
 import diffattn
 from diffattn import RadialConfig, TokenGrid
+from diffattn.methods import METHODS
 
 GRIDS = [(5, 9, 10), (7, 15, 13)]
 
@@ -72,3 +73,14 @@ def test_the_implementation_asked_for_is_never_exchanged():
     query = torch.zeros(1, 450, 2, 16)
     with pytest.raises(ValueError, match=r"impl must be one of auto, torch, triton, reference, got 'cuda'"):
         diffattn.sparse_attention(query, query, query, grid=TokenGrid(5, 9, 10), config="radial", impl="cuda")
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("batch, heads", [(0, 2), (2, 0)])
+def test_no_batch_entries_or_no_heads_give_an_empty_result(method, batch, heads):
+    grid = TokenGrid(5, 9, 10, text=7)
+    leaves = [torch.empty(batch, grid.tokens, heads, 16, requires_grad=True) for _ in range(3)]
+    out, lse = diffattn.sparse_attention(*leaves, grid=grid, config=method, return_lse=True)
+    assert out.shape == leaves[0].shape and lse.shape == (batch, heads, grid.tokens)
+    grads = torch.autograd.grad(out.sum() + lse.sum(), leaves)
+    assert all(grad.shape == leaf.shape for grad, leaf in zip(grads, leaves))

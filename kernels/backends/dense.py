@@ -11,10 +11,35 @@ from ..plan.plan import Plan
 from .torch.softmax import flash_cpu, has_amx
 
 MASK_TOKENS = 1024  # a mask of so many tokens squared is small
+USUAL_TILE = 128  # query rows with which the break-even of long sequences was measured
+GATHER_ROWS = 43  # query rows whose products take a CPU as long as the gathering of their key and value, measured
+PARTIAL_FACTOR = 2.5  # by which a tile takes longer on a CPU where boxes decide in it, beside its own time, measured
+
+
+def plan_cost(plan: Plan) -> float:
+    """Products that the tiles of a plan compute over the S x S of dense attention, to compare with `break_even`.
+
+    Unlike `Plan.computed` it counts padding, and on a CPU what small and partial tiles take beside their products.
+    """
+    return plan.memo("cost", lambda: _cost(plan))
+
+
+def _cost(plan: Plan) -> float:
+    on_cpu = plan.order.device.type == "cpu"
+    visited = 0.0
+    for lists in plan.lists:
+        tiles = lists.counts.double()
+        if on_cpu and lists.partial is not None:
+            tiles = tiles + PARTIAL_FACTOR * (lists.partial & lists.live).sum(-1)
+        visited += float(tiles.sum(-1).mean()) * lists.tile
+    cost = visited * plan.block_q / plan.tokens**2
+    if on_cpu and plan.tokens > MASK_TOKENS:  # that of short sequences was measured with their small tiles
+        cost *= (1 + GATHER_ROWS / plan.block_q) / (1 + GATHER_ROWS / USUAL_TILE)
+    return cost
 
 
 def break_even(tokens: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> float:
-    """Density above which dense attention without a mask is faster than tiles, as measured on CPUs.
+    """Cost of a plan above which dense attention without a mask is faster than tiles, as measured on CPUs.
 
     With AMX dense attention gains more than tiles do, most of all in bf16.
     """
@@ -26,9 +51,9 @@ def break_even(tokens: int, dtype: torch.dtype = torch.float32, device: str = "c
 
 
 def break_even_masked(tokens: int, dtype: torch.dtype) -> float:
-    """Density above which dense attention with a plan's mask is faster, for up to `MASK_TOKENS`, as measured on CPUs.
+    """Cost above which dense attention with a plan's mask is faster than tiles, for up to `MASK_TOKENS`.
 
-    A mask costs dense attention a tenth, with AMX and bf16 a third; short lists cost more.
+    As measured on CPUs: a mask costs dense attention a tenth, with AMX and bf16 a third; short lists cost more.
     """
     return 0.55 - 200 / tokens if has_amx() and dtype == torch.bfloat16 else 0.6 - 30 / tokens
 
@@ -40,8 +65,8 @@ def why_dense(plan: Plan, query: Tensor, key: Tensor, value: Tensor, return_lse:
     on_cpu = query.device.type == "cpu" and flash_cpu() is not None
     if plan.full and (on_cpu or not return_lse):
         return "the plan keeps every key"
-    if on_cpu and plan.tokens <= MASK_TOKENS and plan.density > break_even_masked(plan.tokens, query.dtype):
-        return f"of {plan.tokens} tokens the plan keeps {plan.density:.2f}"
+    if on_cpu and plan.tokens <= MASK_TOKENS and plan_cost(plan) > break_even_masked(plan.tokens, query.dtype):
+        return f"of {plan.tokens} tokens squared the plan computes {plan_cost(plan):.2f}"
     return None
 
 

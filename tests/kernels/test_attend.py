@@ -11,6 +11,7 @@ from diffattn.kernels.backends.torch import softmax as torch_softmax
 from diffattn.kernels.backends.torch.head_groups import attend_by_head_groups
 from diffattn.kernels.backends.torch.scratch import Scratch
 from diffattn.kernels.backends.torch.tiles import forward
+from diffattn.kernels.backends.torch.worklist import Sizes
 from diffattn.kernels.plan.boxes import Boxes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,8 +20,6 @@ from kernels_draws import inputs, plans
 from diffattn import Plan, TileList, attend
 
 DRAWN = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
-
-TORCH = "diffattn.kernels.backends.torch"
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +49,12 @@ def assert_equals_the_oracle(query, key, value, plan, impl):
     budget = 2 * eps * (size + plan.tokens**0.5 + 4)
     assert float((lse - exact_lse)[finite].abs().max() if finite.any() else 0) <= budget * (1 + size)
     assert float((out - exact).abs().max()) <= budget * float(value.abs().max())
+
+
+def by_rows(plan, **options):
+    """The torch path of all heads at once, with options of its own."""
+    kernel = partial(forward, **options)
+    return lambda query, key, value: attend_rows(kernel, query, key, value, plan, query.shape[-1] ** -0.5)
 
 
 @settings(max_examples=300, **DRAWN)
@@ -112,21 +117,20 @@ def test_every_softmax_form_equals_the_oracle(form, data):
     dtype = torch.bfloat16 if form == "MIXED" else torch.float32
     plan = data.draw(plans())
     tensors = data.draw(inputs(plan, dtype))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("diffattn.kernels.backends.torch.tiles.softmax_form", lambda query: getattr(torch_softmax, form))
-        patch.setattr(torch_softmax, "SCORE_BYTES", data.draw(st.sampled_from([1 << 10, 1 << 12, 1 << 21])))
-        patch.setattr("diffattn.kernels.backends.torch.worklist.CHUNK_BYTES", data.draw(st.sampled_from([1, 1 << 21])))
-        patch.setattr(
-            "diffattn.kernels.backends.torch.chunk.PART_BYTES", data.draw(st.sampled_from([1, 1 << 11, 1 << 22]))
-        )
-        assert_equals_the_oracle(*tensors, plan, "torch")
+    used = getattr(torch_softmax, form)
+    if form == "MIXED":
+        score_bytes = data.draw(st.sampled_from([1 << 10, 1 << 12, 1 << 21]))
+        used = replace(used, attention=partial(used.attention, score_bytes=score_bytes))
+    chunk, part = data.draw(st.sampled_from([1, 1 << 21])), data.draw(st.sampled_from([1, 1 << 11, 1 << 22]))
+    assert_equals_the_oracle(*tensors, plan, by_rows(plan, form=used, sizes=Sizes(chunk, part)))
 
 
 @pytest.mark.skipif(torch_softmax.flash_cpu() is None, reason="no CPU flash attention that returns lse")
 @pytest.mark.parametrize("window", [None, 20])  # of keys before a query: some queries see none of a part's
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("granules", [1, 2])
-def test_long_lists_in_parts_equal_the_oracle(granules, masked, window, monkeypatch):
+@pytest.mark.parametrize("kept_cells", [0, 1 << 20])
+def test_long_lists_in_parts_equal_the_oracle(granules, masked, window, kept_cells):
     plan = full_plan(77)
     if window is not None:
         (lists,), at = plan.lists, torch.arange(80, dtype=torch.int32)[:, None]
@@ -144,20 +148,15 @@ def test_long_lists_in_parts_equal_the_oracle(granules, masked, window, monkeypa
         return torch_softmax.FLASH.attention(*args)
 
     spy = replace(torch_softmax.FLASH, attention=spied)
-    monkeypatch.setattr("diffattn.kernels.backends.torch.tiles.softmax_form", lambda query: spy)
-    monkeypatch.setattr("diffattn.kernels.backends.torch.worklist.CHUNK_BYTES", 1)  # one query tile each
-    monkeypatch.setattr(
-        "diffattn.kernels.backends.torch.chunk.PART_BYTES", granules * 2 * 16 * 16 * key.element_size()
-    )
-    assert_equals_the_oracle(query, key, value, plan, "torch")
+    sizes = Sizes(1, granules * 2 * 16 * 16 * key.element_size(), kept_cells)  # one query tile in each chunk
+    assert_equals_the_oracle(query, key, value, plan, by_rows(plan, form=spy, sizes=sizes))
     assert set(seen) == ({16} if granules == 1 else {16, 32})
 
 
 @pytest.mark.parametrize("keys_of_a_part", [12, 50])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("scale", [0.5, 50.0])  # with 50, powers of 2 are beyond float32 as they are
-def test_mixed_softmax_in_parts_equals_float64(scale, masked, keys_of_a_part, monkeypatch):
-    monkeypatch.setattr(torch_softmax, "SCORE_BYTES", 4 * 2 * 8 * keys_of_a_part)
+def test_mixed_softmax_in_parts_equals_float64(scale, masked, keys_of_a_part):
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(2, rows, 16, generator=generator).bfloat16() for rows in (8, 50, 50))
     key[:, 20:] *= 3  # so that parts have very different weights
@@ -165,7 +164,9 @@ def test_mixed_softmax_in_parts_equals_float64(scale, masked, keys_of_a_part, mo
     mask[:, :, 12:24], mask[1] = -torch.inf, -torch.inf  # a part without keys, rows without keys
     mask = mask if masked else None
     scratch = Scratch(query.device)
-    out, lse = torch_softmax.MIXED.attention(query, key, value, mask, scale, scratch)
+    out, lse = torch_softmax.MIXED.attention(
+        query, key, value, mask, scale, scratch, score_bytes=4 * 2 * 8 * keys_of_a_part
+    )
     scores = scale * query.double() @ key.double().mT + (0 if mask is None else mask)
     assert (scores.amax(-1) > 96).any() == (scale == 50)
     torch.testing.assert_close(lse, scores.logsumexp(-1).float())
@@ -175,12 +176,13 @@ def test_mixed_softmax_in_parts_equals_float64(scale, masked, keys_of_a_part, mo
 
 
 @pytest.mark.parametrize("far", [4, 8])  # keys: all of them, or all of one part
-def test_mixed_softmax_of_scores_far_below_zero(far, monkeypatch):
-    monkeypatch.setattr(torch_softmax, "SCORE_BYTES", 4 * 4 * 4)
+def test_mixed_softmax_of_scores_far_below_zero(far):
     query, key = torch.ones(1, 4, 16).bfloat16(), torch.zeros(1, 8, 16).bfloat16()
     key[:, :far] = -20
     value = torch.arange(8.0).view(1, 8, 1).expand(1, 8, 16).bfloat16()
-    out, lse = torch_softmax.MIXED.attention(query, key, value, None, 1.0, Scratch(query.device))
+    out, lse = torch_softmax.MIXED.attention(
+        query, key, value, None, 1.0, Scratch(query.device), score_bytes=4 * 4 * 4
+    )
     assert (out == (5.5 if far == 4 else 3.5)).all()
     torch.testing.assert_close(lse, torch.full((1, 4), math.log(4) if far == 4 else math.log(8) - 320))
 
@@ -331,3 +333,15 @@ def test_wrong_plans_are_named():
     heads = replace(plan, lists=(TileList.from_mask(torch.ones(1, 3, 5, 5) > 0, 16),))
     with pytest.raises(ValueError, match=r"the plan is for heads 3 \(counts of pool 1\), query has 2"):
         attend(*torch.zeros(3, 1, 77, 2, 16), heads)
+
+
+@pytest.mark.parametrize("impl", ["auto", "torch", "triton", "reference"])
+@pytest.mark.parametrize("batch, heads, kv_heads", [(0, 2, 2), (0, 2, 1), (2, 0, 0)])
+def test_no_batch_entries_or_no_heads_give_an_empty_result(batch, heads, kv_heads, impl):
+    shapes = [(batch, 77, count, 16) for count in (heads, kv_heads, kv_heads)]
+    leaves = [torch.empty(shape, requires_grad=True) for shape in shapes]
+    out, lse = attend(*leaves, full_plan(77), impl=impl, return_lse=True)
+    assert out.shape == (batch, 77, heads, 16) and lse.shape == (batch, heads, 77)
+    assert out.dtype == torch.float32 and lse.dtype == (torch.float64 if impl == "reference" else torch.float32)
+    grads = torch.autograd.grad(out.sum() + lse.sum(), leaves)
+    assert [grad.shape for grad in grads] == [leaf.shape for leaf in leaves]

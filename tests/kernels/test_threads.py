@@ -9,9 +9,12 @@ from diffattn.kernels.backends.rows import attend_rows
 from diffattn.kernels.backends.torch.head_groups import attend_by_head_groups
 from diffattn.kernels.backends.torch.threads import MAX_WORKERS, in_threads, share_of_threads
 from diffattn.kernels.backends.torch.tiles import forward
+from diffattn.kernels.backends.torch.worklist import Sizes
 from triton_plans import inputs, padded_order, random_plan
 
 from diffattn import attend
+
+MANY_CHUNKS = partial(forward, sizes=Sizes(chunk=1 << 14))
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -74,9 +77,8 @@ def test_an_error_in_a_worker_is_raised():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_results_do_not_depend_on_the_threads(threads, dtype, monkeypatch):
+def test_results_do_not_depend_on_the_threads(threads, dtype):
     """Out, lse and all gradients, and twice the same."""
-    monkeypatch.setattr("diffattn.kernels.backends.torch.worklist.CHUNK_BYTES", 1 << 14)  # many chunks
     plan = random_plan(300, 32, [(1, 16), (4, 4)], (2, 4), 0.4, order=padded_order(300, 64))
     tensors = inputs(plan, batch=2, heads=4, kv_heads=2, dtype=dtype)
     alone, again, here = (_all_of(plan, tensors, number) for number in (1, threads, threads))
@@ -106,14 +108,13 @@ def _all_of(plan, tensors, threads):
     torch.set_num_threads(threads)
     plan = plan.with_key_mask(torch.ones(2, plan.tokens, dtype=torch.bool))  # with nothing kept from the last time
     leaves = [tensor.clone().requires_grad_() for tensor in tensors]
-    out, lse = attend(*leaves, plan, impl="torch", return_lse=True)
+    out, lse = attend_rows(MANY_CHUNKS, *leaves, plan, leaves[0].shape[-1] ** -0.5)
     return [out, lse, *torch.autograd.grad((out.float().square().sum() + lse.sum()), leaves)]
 
 
-def test_workers_may_write_what_inference_mode_made(threads, monkeypatch):
-    monkeypatch.setattr("diffattn.kernels.backends.torch.worklist.CHUNK_BYTES", 1 << 14)  # many chunks
+def test_workers_may_write_what_inference_mode_made(threads):
     plan = random_plan(300, 32, [(1, 16)], (2, 4), 0.4, order=padded_order(300, 64))
     tensors = inputs(plan, batch=2, heads=4)
     with torch.inference_mode():
-        out = attend(*tensors, plan, impl="torch")
-    assert torch.equal(out, attend(*tensors, plan, impl="torch"))
+        out, _ = attend_rows(MANY_CHUNKS, *tensors, plan, 32**-0.5)
+    assert torch.equal(out, attend_rows(MANY_CHUNKS, *tensors, plan, 32**-0.5)[0])

@@ -13,8 +13,6 @@ from .scratch import Scratch
 from .softmax import SoftmaxForm
 from .worklist import Chunk, Worklist
 
-PART_BYTES = 5 << 20  # of keys and values that are attended to at once: torch reads them for every few query rows
-
 
 def softmax_of_chunk(
     query: Tensor,
@@ -28,17 +26,20 @@ def softmax_of_chunk(
     scratch: Scratch,
 ) -> tuple[Tensor, Tensor]:
     """Out and lse of the query tiles of a chunk, in the shapes of `form`; keys and values as granules of every run."""
-    parts = [chunk] if form.scored else _in_parts(chunk, keys[0])  # a form cuts scores by their size
+    if form.scored:  # the form cuts scores by their size
+        parts = [chunk]
+    else:
+        parts = plan.memo(("parts", chunk), lambda: _in_parts(chunk, keys[0], work.sizes.part))
     found = [_softmax_of_part(query, keys, values, part, work, plan, scale, form, scratch) for part in parts]
     return found[0] if len(found) == 1 else _merged(found)
 
 
-def _in_parts(chunk: Chunk, keys: Tensor) -> list[Chunk]:
+def _in_parts(chunk: Chunk, keys: Tensor, part_bytes: int) -> list[Chunk]:
     """A long list of one query tile, cut into lists whose keys and values stay in the cache while they are used."""
     if len(chunk.visited) > 1 or len(chunk.tiles) > 1:
         return [chunk]
     visited, granule_bytes = chunk.visited[0], 2 * keys[0].numel() * keys.element_size()
-    count = math.ceil(len(visited) * granule_bytes / PART_BYTES)
+    count = math.ceil(len(visited) * granule_bytes / part_bytes)
     if count <= 1:
         return [chunk]
     size = math.ceil(len(visited) / count)
@@ -85,6 +86,22 @@ def mask_of_chunk(plan: Plan, work: Worklist, chunk: Chunk, lead: tuple[int, ...
     mask = gather(work.bias, chunk, (*lead, 1), scratch, "bias") if chunk.weighted else None
     if chunk.partial is None:
         return mask
+    shape = (len(chunk.tiles), plan.block_q, chunk.partial.shape[1] * work.runs[0].granule)
+    if mask is None:
+        mask = torch.zeros(shape, dtype=work.dtype, device=chunk.tiles.device)
+    else:
+        mask = mask.view(shape[0], 1, shape[2]).expand(shape).contiguous()
+    if work.partial_cells <= work.sizes.kept_cells:
+        tile, entry, hidden = plan.memo(("partial cells", chunk), lambda: _partial_cells(plan, work, chunk))
+    else:
+        tile, entry, hidden = _partial_cells(plan, work, chunk)
+    cells = mask.view(*shape[:2], -1, work.runs[0].granule)
+    cells[tile, :, entry] = cells[tile, :, entry].masked_fill_(hidden, -torch.inf)
+    return mask.view(shape[0], *lead, *shape[1:])
+
+
+def _partial_cells(plan: Plan, work: Worklist, chunk: Chunk) -> tuple[Tensor, Tensor, Tensor]:
+    """The partial granules of a chunk: query tile and place in its list, `(P,)`, and `(P, BQ, G)` what boxes hide."""
     (run,), (visited,) = work.runs, chunk.visited
     tile, entry = chunk.partial.nonzero(as_tuple=True)
     lane = torch.arange(run.granule, device=visited.device)
@@ -92,13 +109,4 @@ def mask_of_chunk(plan: Plan, work: Worklist, chunk: Chunk, lead: tuple[int, ...
     keys = (granule[:, None] * run.granule + lane).clamp_(max=plan.order.shape[-1] - 1)
     first = chunk.tiles[tile] % (plan.query_shape[-1] // plan.block_q) * plan.block_q
     rows = first[:, None] + torch.arange(plan.block_q, device=first.device)
-    shape = (len(chunk.tiles), plan.block_q, chunk.partial.shape[1] * run.granule)
-    if mask is None:
-        mask = torch.zeros(shape, dtype=work.dtype, device=rows.device)
-    else:
-        mask = mask.view(shape[0], 1, shape[2]).expand(shape).contiguous()
-    outside = ~plan.boxes.inside(rows, keys)
-    mask.view(*shape[:2], -1, run.granule)[tile, :, entry] += mask.new_zeros(outside.shape).masked_fill_(
-        outside, -torch.inf
-    )
-    return mask.view(shape[0], *lead, *shape[1:])
+    return tile, entry, ~plan.boxes.inside(rows, keys)

@@ -76,7 +76,7 @@ def _flash_cpu(query, key, value, mask, scale, scratch):
     return flash_cpu()(query, key, value, attn_mask=mask, scale=scale)
 
 
-def _mixed(query, key, value, mask, scale, scratch: Scratch):
+def _mixed(query, key, value, mask, scale, scratch: Scratch, score_bytes: int = SCORE_BYTES):
     """Scores and softmax in float32, the product with the values in bf16: as exact as flash attention.
 
     Torch has no CPU product of bf16 that gives float32, which scores must be: rounded to bf16 they cost two digits of
@@ -84,7 +84,7 @@ def _mixed(query, key, value, mask, scale, scratch: Scratch):
     process.
     """
     query = scratch("wide query", torch.float32, *query.shape).copy_(query)
-    count = math.ceil(4 * query.shape[0] * query.shape[1] * key.shape[1] / SCORE_BYTES)
+    count = math.ceil(4 * query.shape[0] * query.shape[1] * key.shape[1] / score_bytes)
     parts = [(key, value, mask)] if count == 1 else _in_parts(key, value, mask, count)
     out, total = _sums(query, parts, None, scale, scratch)
     lse = total.squeeze(-1).log_()

@@ -12,35 +12,39 @@ from torch import Tensor
 from ...plan.plan import Plan
 from .chunk import gather, mask_of_chunk, softmax_of_chunk
 from .scratch import Scratch
-from .softmax import LOG2_E, scaled_scores, softmax_form
+from .softmax import LOG2_E, SoftmaxForm, scaled_scores, softmax_form
 from .threads import in_threads, share_of_threads
-from .worklist import Chunk, worklist
+from .worklist import DEFAULT_SIZES, Chunk, Sizes, worklist
 
 CHUNKS_PER_WORKER = 16  # at least: threads of the operations before still keep the cores busy
 
 
-def forward(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float, form: SoftmaxForm | None = None,
+    sizes: Sizes = DEFAULT_SIZES,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Attention of row tensors, differentiable in out and lse.
 
     Args:
         query (`torch.Tensor`): `(B, H, Rq, D)`.
         key, value (`torch.Tensor`): `(B, Hkv, Rkv, D)`, the levels of the plan one after the other.
+        form ([`SoftmaxForm`], *optional*): the fastest for the device and dtype by default.
+        sizes ([`Sizes`], *optional*): how much is taken at once.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: out `(B, H, Rq, D)` and lse `(B, H, Rq)` in float32 or wider.
     """
-    return _TileAttention.apply(query, key, value, plan, scale)
+    return _TileAttention.apply(query, key, value, plan, scale, form or softmax_form(query), sizes)
 
 
 class _TileAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, key, value, plan, scale):
+    def forward(ctx, query, key, value, plan, scale, form, sizes):
         query, key, value = (rows.contiguous() for rows in (query, key, value))
         out = torch.empty_like(query)
         lse = torch.empty(query.shape[:3], dtype=_wide(query.dtype), device=query.device)
         workers, each = share_of_threads(query.device)
-        form = softmax_form(query)
-        work = worklist(plan, query.shape[:3], key, form.scored, each)
+        work = worklist(plan, query.shape[:3], key, form.scored, each, 1, sizes)
         tiles = query.view(-1, *form.lead, plan.block_q, query.shape[-1])
         out_tiles, lse_tiles = out.view_as(tiles), lse.view(tiles.shape[:-1])
         out_tiles[work.idle], lse_tiles[work.idle] = 0, -torch.inf
@@ -57,7 +61,7 @@ class _TileAttention(torch.autograd.Function):
 
         in_threads(run, workers, each, len(work.chunks) >= CHUNKS_PER_WORKER * workers)
         ctx.save_for_backward(query, key, value, out, lse)
-        ctx.plan, ctx.scale = plan, scale
+        ctx.plan, ctx.scale, ctx.sizes = plan, scale, sizes
         return out, lse
 
     @staticmethod
@@ -68,7 +72,7 @@ class _TileAttention(torch.autograd.Function):
         # a share of the KV heads for each worker, so that nobody else adds to their gradients
         workers = min(share_of_threads(query.device)[0], key.shape[0] * key.shape[1])
         each = max(1, torch.get_num_threads() // workers)
-        work = worklist(plan, query.shape[:3], key, True, each, workers)
+        work = worklist(plan, query.shape[:3], key, True, each, workers, ctx.sizes)
         tiles, keys, values = query.view(-1, plan.block_q, query.shape[-1]), work.granules(key), work.granules(value)
         grad_out, out = grad_out.contiguous().view_as(tiles), out.view_as(tiles)
         lse, grad_lse = lse.view(tiles.shape[:2]), grad_lse.contiguous().view(tiles.shape[:2])
@@ -101,7 +105,7 @@ class _TileAttention(torch.autograd.Function):
         in_threads(run, workers, each, len(work.chunks) >= CHUNKS_PER_WORKER * workers)
         grads = (torch.cat([part.view(*key.shape[:2], -1, key.shape[-1]) for part in parts], 2).to(key.dtype)
                  for parts in (grad_keys, grad_values))  # fmt: skip
-        return grad_tiles.view_as(query), *grads, None, None
+        return grad_tiles.view_as(query), *grads, None, None, None, None
 
 
 def _scatter_add(sources: list[Tensor], chunk: Chunk, parts: Tensor) -> None:

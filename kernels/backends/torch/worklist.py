@@ -13,7 +13,25 @@ from torch import Tensor
 from ...plan.plan import Plan
 from .visits import Visits, runs_of
 
-CHUNK_BYTES = 2 << 20  # of a chunk per thread: flat optimum between 0.5 and 4 MB on the CPUs measured
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is taken at once, so that it stays in the cache.
+
+    Args:
+        chunk (`int`): bytes of a chunk per thread: flat optimum between 0.5 and 4 MB on the CPUs measured.
+        part (`int`): bytes of the keys and values of one query tile that are attended to at once: torch reads them for
+            every few query rows.
+        kept_cells (`int`): products of partial tiles, a byte each; what boxes hide in them is found once per plan up
+            to this number, for every call beyond it.
+    """
+
+    chunk: int = 2 << 20
+    part: int = 5 << 20
+    kept_cells: int = 64 << 20
+
+
+DEFAULT_SIZES = Sizes()
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,16 +74,19 @@ class Worklist:
         scored (`bool`): whether the scores of a chunk are held in memory, beside its keys and values.
         threads (`int`): that work on one chunk.
         shares (`int`): groups of KV heads; a chunk has query tiles of one of them only.
+        sizes ([`Sizes`]): of chunks and their parts.
     """
 
     def __init__(
-        self, plan: Plan, query_shape: tuple[int, int, int], key: Tensor, scored: bool, threads: int, shares: int
-    ) -> None:
-        self.runs, self.dtype = runs_of(plan), key.dtype
+        self, plan: Plan, query_shape: tuple[int, int, int], key: Tensor, scored: bool, threads: int, shares: int,
+        sizes: Sizes,
+    ) -> None:  # fmt: skip
+        self.runs, self.dtype, self.sizes = runs_of(plan), key.dtype, sizes
         tiles, kv_heads = math.prod(query_shape) // plan.block_q, key.shape[0] * key.shape[1]
         counts = self.granules(plan.kv_counts.expand(*key.shape[:2], -1))
         visits = [Visits(run, query_shape[:2], key.shape[1], tiles, part) for run, part in zip(self.runs, counts)]
         partial, weighted = sum(run.partial_count for run in visits) > 0, sum(run.weighted_count for run in visits) > 0
+        self.partial_cells = int(visits[0].partial.sum()) * plan.block_q * self.runs[0].granule
         may_lack_keys = sum(run.whole_count for run in visits) == 0
         share = torch.arange(tiles, device=key.device) * kv_heads // tiles * shares // kv_heads
         kinds = torch.stack([share, partial.long(), may_lack_keys.long(), *(run.lengths for run in visits)], -1)
@@ -73,8 +94,8 @@ class Worklist:
         # query tiles of a kind one after the other; what has log-weights shares few chunks with what has none
         order = torch.argsort(2 * kind + weighted, stable=True)
         row_bytes = 2 * key.shape[-1] * key.element_size() + scored * 4 * plan.block_q
-        sizes = torch.bincount(kind, minlength=len(found)).tolist()
-        cuts = self._cuts(found.tolist(), sizes, CHUNK_BYTES * threads // row_bytes)
+        tiles_of_kind = torch.bincount(kind, minlength=len(found)).tolist()
+        cuts = self._cuts(found.tolist(), tiles_of_kind, sizes.chunk * threads // row_bytes)
         chunks = _chunks(order, cuts, visits, weighted)
         self.chunks = [chunk for chunk in reversed(chunks) if any(map(len, chunk.visited))]  # the longest first
         idle = [chunk.tiles for chunk in chunks if not any(map(len, chunk.visited))]
@@ -89,10 +110,10 @@ class Worklist:
             rows[:, :, run.start : run.start + run.rows].reshape(-1, run.granule, *rows.shape[3:]) for run in self.runs
         ]
 
-    def _cuts(self, kinds: list[list[int]], sizes: list[int], most_keys: int) -> list[tuple[_Kind, int]]:
+    def _cuts(self, kinds: list[list[int]], counts: list[int], most_keys: int) -> list[tuple[_Kind, int]]:
         """The kind of each chunk and its number of query tiles, so that chunks hold at most so many keys."""
         cuts = []
-        for (share, partial, may_lack_keys, *lengths), count in zip(kinds, sizes):
+        for (share, partial, may_lack_keys, *lengths), count in zip(kinds, counts):
             keys = sum(map(mul, lengths, (run.granule for run in self.runs)))
             size = max(1, most_keys // keys) if keys else count
             kind = _Kind(share, bool(partial), bool(may_lack_keys), lengths)
@@ -101,11 +122,11 @@ class Worklist:
 
 
 def worklist(
-    plan: Plan, query_shape: tuple[int, int, int], key: Tensor, scored: bool, threads: int = 1, shares: int = 1
+    plan: Plan, query_shape: tuple[int, int, int], key: Tensor, scored: bool, threads: int, shares: int, sizes: Sizes
 ) -> Worklist:
     """The plan's worklist for these shapes, built once."""
-    at = ("worklist", tuple(query_shape), tuple(key.shape), key.dtype, scored, threads, shares)
-    return plan.memo(at, lambda: Worklist(plan, query_shape, key, scored, threads, shares))
+    at = ("worklist", tuple(query_shape), tuple(key.shape), key.dtype, scored, threads, shares, sizes)
+    return plan.memo(at, lambda: Worklist(plan, query_shape, key, scored, threads, shares, sizes))
 
 
 def _chunks(order: Tensor, cuts: list[tuple[_Kind, int]], visits: list[Visits], weighted: Tensor) -> list[Chunk]:
