@@ -1,4 +1,4 @@
-"""What every method's configuration has in common, and finding one by name."""
+"""What all method configurations share: making plans, the registry of methods, and the file that keeps one."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ SETTINGS_FILE = "diffattn_config.json"
 
 
 class Default(float):
-    """The default of an option that others replace: told by its type from the same number given by the user."""
+    """The default of an option that other options replace. Its type tells it from the same number given by a user."""
 
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """Base of the method configurations: a frozen dataclass of JSON values that makes plans.
+    """Base class of the method configurations: a frozen dataclass of JSON values that makes plans.
 
-    A subclass sets `method`, the name it is found by; `dynamic`, whether its plans depend on query and key; and
-    `published`, the settings of its paper. It implements `_plan`.
+    A subclass sets the class variables `method` (its name in the registry), `dynamic` (whether its plans depend on
+    query and key) and `published` (the settings of its paper), and implements `_plan`.
     """
 
     method: ClassVar[str]
     dynamic: ClassVar[bool] = False
-    published: ClassVar[dict[str, tuple[dict, Schedule]]] = {}  # options and schedule by the name of a model
+    published: ClassVar[dict[str, tuple[dict, Schedule]]] = {}  # model name to options and schedule
 
     def __new__(cls, *args: Any, **kwargs: Any) -> AttentionConfig:
         self = super().__new__(cls)
@@ -59,37 +59,38 @@ class AttentionConfig:
         layer: int = 0,
         device: torch.device | str = "cpu",
     ) -> Plan:
-        """Decide what to compute.
+        """Decide which query-key products to compute.
 
-        The plan is the same whatever modes of PyTorch surround the call: inference, autocast, gradients, and the
-        default dtype and device.
+        The plan does not depend on PyTorch's ambient modes: inference mode, autocast, gradients, and the default dtype
+        and device.
 
         Args:
             grid ([`TokenGrid`]): where the S tokens sit.
-            query, key (`torch.Tensor`, *optional*): `(B, S, H, D)` after norm and RoPE; needed where `dynamic`.
+            query, key (`torch.Tensor`, *optional*): `(B, S, H, D)` and `(B, S, Hkv, D)`, floating point, after norm
+                and RoPE. A dynamic method needs both.
             layer (`int`, *optional*, defaults to 0): number of the self-attention layer.
-            device (`torch.device`, *optional*): where the plan of a static method is to be; `query.device` otherwise.
+            device (`torch.device`, *optional*, defaults to `"cpu"`): device of the plan where no query is given.
 
         Raises:
-            ValueError: the method depends on query and key, and they are not given.
+            ValueError: the method is dynamic, and query or key is missing.
         """
         if self.dynamic and (query is None or key is None):
             raise ValueError(f"plans of {self.method!r} depend on query and key: give both")
         device = torch.device(device) if query is None else query.device
-        if self.dynamic and not len(query):  # an empty batch has nothing to choose by, and any plan serves it
+        if self.dynamic and not len(query):  # an empty batch: any plan fits it
             query, key = (tensor.new_zeros(1, *tensor.shape[1:]) for tensor in (query, key))
         with plain_modes(device) if self.dynamic else plain_cpu():
             return self._plan(grid=grid, query=query, key=key, layer=layer).to(device)
 
     def _plan(self, *, grid: TokenGrid, query: Tensor | None, key: Tensor | None, layer: int) -> Plan:
-        """What `plan` returns: on the device of the query, or on the CPU where the method is static.
+        """The plan, on the device of `query`; a static method makes it on the CPU, and `plan` moves it.
 
-        A method names the arguments it needs and takes the others as `**_`: there may be more of them later.
+        A method names the arguments it needs and takes the others as `**_`, since more may be added.
         """
         raise NotImplementedError
 
     def _choose_one(self, *names: str) -> None:
-        """Raise unless one of some options that exclude each other is given; none is as good as the [`Default`]."""
+        """Keep the one of these options that is given, or the [`Default`] among them; raise if several are given."""
         given = [name for name in names if getattr(self, name) is not None]
         if len(given) > 1:
             given = [name for name in given if not isinstance(getattr(self, name), Default)]
@@ -103,16 +104,16 @@ class AttentionConfig:
 
     @classmethod
     def from_paper(cls, name: str) -> AttentionConfig:
-        """The published settings of a model, to go with the dense steps and layers of `paper_schedule`.
+        """The published settings for a model, such as `"wan2.1-14b"`; `paper_schedule` gives the schedule for them.
 
         Raises:
-            ValueError: there are no settings of that name; the message lists those there are.
+            ValueError: the name is unknown; the message lists the known names.
         """
         return cls(**cls._published(name)[0])
 
     @classmethod
     def paper_schedule(cls, name: str) -> Schedule:
-        """The dense steps and layers published with the settings of `from_paper`."""
+        """The published dense steps and layers that go with `from_paper`."""
         return cls._published(name)[1]
 
     @classmethod
@@ -123,7 +124,7 @@ class AttentionConfig:
         return cls.published[name]
 
     def to_dict(self) -> dict:
-        """The fields and the method's name, JSON-ready."""
+        """The fields and the method's name, ready for JSON."""
         return {"method": self.method, **asdict(self)}
 
     @classmethod
@@ -133,24 +134,26 @@ class AttentionConfig:
         return config(values.pop("method", getattr(cls, "method", None)), **values)
 
     def save_pretrained(self, folder: str | os.PathLike, schedule: Schedule | None = None) -> None:
-        """Write `diffattn_config.json`, beside a saved model for instance.
+        """Write `diffattn_config.json` into a folder, for instance that of a saved model.
 
         Args:
-            folder (`str` or `os.PathLike`): made where it is missing.
+            folder (`str` or `os.PathLike`): is created if it does not exist.
             schedule ([`Schedule`], *optional*): dense steps and layers to save with the method.
         """
-        save_settings(folder, self, schedule)
+        values = self.to_dict() | ({} if schedule is None else {"schedule": schedule.to_dict()})
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path(folder, SETTINGS_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     @staticmethod
     def from_pretrained(source: str | os.PathLike, **hub: str) -> AttentionConfig:
-        """The configuration that `save_pretrained` wrote, of any method; [`enable`] takes the source as well.
+        """The configuration that `save_pretrained` wrote, of any method. [`enable`] accepts the source directly.
 
         Args:
             source (`str` or `os.PathLike`): a folder, or the id of a repository on the Hub.
-            hub: `subfolder`, `revision`, `token`, `cache_dir` and the like, see `huggingface_hub.hf_hub_download`.
+            hub: arguments of `huggingface_hub.hf_hub_download`, such as `subfolder`, `revision` or `token`.
 
         Raises:
-            OSError: there is no such file.
+            OSError: the source has no `diffattn_config.json`.
             ValueError: the file holds an unknown method, option or value.
         """
         return load_settings(source, **hub)[0]
@@ -158,14 +161,14 @@ class AttentionConfig:
 
 @contextmanager
 def plain_modes(device: torch.device) -> Iterator[None]:
-    """No inference mode, gradients or autocast: they would mark or change tensors that are kept for other calls."""
+    """Without inference mode, gradients and autocast, which would change a plan or forbid its reuse in training."""
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield
 
 
 @contextmanager
 def plain_cpu() -> Iterator[None]:
-    """`plain_modes` with the CPU as the default device, for what is made there whatever the device of the query."""
+    """[`plain_modes`] with the CPU as default device, for tensors that are made once and cached or moved."""
     with torch.device("cpu") as cpu, plain_modes(cpu):
         yield
 
@@ -174,13 +177,16 @@ METHODS: dict[str, type[AttentionConfig]] = {}
 
 
 def register(cls: type[AttentionConfig]) -> type[AttentionConfig]:
-    """Class decorator that makes a method known by its name."""
+    """Class decorator that adds a method to the registry, by its name."""
     METHODS[cls.method] = cls
     return cls
 
 
 def config(method: str, **options) -> AttentionConfig:
-    """A method's configuration by name, as the command line and JSON files give it.
+    """The configuration of a method, by its name and options.
+
+    Raises:
+        ValueError: the name or an option is unknown, or a value is not allowed.
 
     >>> config("radial", decay=0.5).decay
     0.5
@@ -201,18 +207,9 @@ def check_density(density: float | None) -> None:
         raise ValueError(f"density must be above 0 and at most 1, got {density!r}")
 
 
-def save_settings(folder: str | os.PathLike, method: AttentionConfig, schedule: Schedule | None = None) -> Path:
-    """Write the file into `folder`, which is made where it is missing."""
-    values = method.to_dict() | ({} if schedule is None else {"schedule": schedule.to_dict()})
-    path = Path(folder) / SETTINGS_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    return path
-
-
 def load_settings(source: str | os.PathLike, **hub: str) -> tuple[AttentionConfig, Schedule | None]:
-    """The method and the schedule of a folder or a repository, see [`AttentionConfig.from_pretrained`]."""
-    path = _settings_file(source, hub)
+    """The method and the schedule that `save_pretrained` wrote; see [`AttentionConfig.from_pretrained`]."""
+    path = _settings_path(source, hub)
     try:
         values = dict(json.loads(path.read_text(encoding="utf-8")))
         schedule = values.pop("schedule", None)
@@ -222,7 +219,7 @@ def load_settings(source: str | os.PathLike, **hub: str) -> tuple[AttentionConfi
         raise ValueError(f"{path} is no {SETTINGS_FILE} that can be used: {error}") from error
 
 
-def _settings_file(source: str | os.PathLike, hub: dict) -> Path:
+def _settings_path(source: str | os.PathLike, hub: dict) -> Path:
     if isinstance(source, os.PathLike) or Path(source).is_dir():
         path = Path(source, hub.get("subfolder", ""), SETTINGS_FILE)
         if not path.is_file():

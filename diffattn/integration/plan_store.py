@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..attention_config import AttentionConfig
 from ..grid import TokenGrid
-from ..kernels.backends.dense import break_even
+from ..kernels.backends.dense import break_even, plan_cost
 from ..kernels.plan import Plan
 from .layer import Layer
 from .placement import Placement, in_grid_order, place, reorder_plan
@@ -75,7 +75,7 @@ class PlanStore:
     def plan_or_reason(self, placement: Placement, layer: Layer, query: Tensor, key: Tensor) -> Plan | str:
         """The plan of a call, or why the model's dense backend is faster than it.
 
-        What the plan computes decides, not the density asked for: text and padding are computed too.
+        What the plan computes decides, not the density asked for: text, padding and partial tiles count.
         """
         if self.impl != "auto":
             return self.plan(placement, layer, query, key)
@@ -127,9 +127,10 @@ class PlanStore:
 
 
 def _why_slower(plan: Plan, query: Tensor) -> str | None:
-    if plan.computed <= break_even(query.shape[1], query.dtype, query.device.type):
+    cost = plan_cost(plan)
+    if cost <= break_even(query.shape[1], query.dtype, query.device.type):
         return None
-    return f"the plan computes {plan.computed:.2f} of all products: dense is faster"
+    return f"the plan costs {cost:.2f} of dense attention: dense is faster"
 
 
 def _note_bytes(thing: Any, found: dict[int, int]) -> None:

@@ -27,7 +27,7 @@ def coordinates(grid: TokenGrid, device: torch.device | str = "cpu") -> Tensor:
 
 
 def pack(segment: Tensor, rank: Tensor, block: int) -> Tensor:
-    """Items sorted by segment, then rank, each segment filled up with -1 to whole blocks.
+    """Items sorted by segment, then by rank, each segment filled up with -1 to whole blocks.
 
     Args:
         segment, rank (`torch.Tensor`): `(N,)` int64, segments numbered from 0 without gaps.
@@ -50,7 +50,7 @@ def pack(segment: Tensor, rank: Tensor, block: int) -> Tensor:
 
 
 def with_text(video: Tensor, grid: TokenGrid, block: int) -> Tensor:
-    """`(R,)` int32, rows of video tokens numbered from 0 as rows of the sequence, with blocks of text after them."""
+    """`(R,)` int32, tokens of the sequence in each row: the given video tokens, numbered from 0, then the text."""
     text = torch.arange(grid.text, device=video.device) + grid.text_start
     text = torch.nn.functional.pad(text, (0, -grid.text % block), value=-1)
     return torch.cat((video + grid.video_start * (video >= 0), text)).int()
@@ -59,7 +59,7 @@ def with_text(video: Tensor, grid: TokenGrid, block: int) -> Tensor:
 def block_order(grid: TokenGrid, name: str, block: int, device: torch.device | str = "cpu") -> tuple[Tensor, int]:
     """Rows `(R,)` in the order `"nested"`, `"hilbert"` or `"raster"`, and how many of them are video rows.
 
-    Video and text are each filled up to whole blocks on their own; the text comes last.
+    Video and text are filled up to whole blocks separately. The text comes last.
     """
     at = coordinates(grid, device)
     rank = ORDERS[name](at)
@@ -73,17 +73,17 @@ def visual_rows(grid: TokenGrid, rows: int, start: int = 0) -> tuple[int, int] |
 
 
 def nested_rank(at: Tensor, tile: tuple[int, ...] = TILE, cube: tuple[int, ...] = CUBE) -> Tensor:
-    """`(V,)` int64 rank of coordinates `(V, 3)`: tile by tile, cube by cube inside, raster inside the cube.
+    """`(V,)` int64 rank of coordinates `(V, 3)`: tile by tile, in a tile cube by cube, in a cube in raster order.
 
-    Consecutive rows are then compact in space and time, so that pools of 8 average cubes. On a ragged grid the tiles
-    at its end are smaller, and nothing is padded.
+    Consecutive rows are compact in space and time, so that a pool of 8 rows is a cube. Where tiles do not divide the
+    grid, those at its end are smaller.
     """
     tile, cube = (torch.tensor(size, device=at.device) for size in (tile, cube))
     return _raster(at // tile, at % tile // cube, at % cube)
 
 
 def raster_rank(at: Tensor) -> Tensor:
-    """`(V,)` int64, the order the tokens already have."""
+    """`(V,)` int64 rank: the order that the tokens already have."""
     return torch.arange(len(at), device=at.device)
 
 
@@ -111,7 +111,7 @@ def hilbert_rank(at: Tensor) -> Tensor:
 
 
 def split_axis(size: int, parts: int) -> int:
-    """Length of the pieces when an axis is cut into at most `parts`, all but the last equally long."""
+    """The length of the pieces when an axis is cut into at most `parts` equal pieces; the last one may be shorter."""
     return math.ceil(size / max(1, min(parts, size)))
 
 

@@ -16,10 +16,10 @@ LEAST_CHUNKS = {"1d": 8, "2d": 24, "3d": 36}  # the published settings have 7-12
 
 
 def chunk_shape(grid: TokenGrid, partition: str, density: float | None) -> tuple[int, int, int] | int:
-    """Frames, rows and columns of a chunk (or tokens of one, in time alone) where none are configured.
+    """Frames, rows and columns of a chunk where none are configured; in time, maybe a number of tokens instead.
 
-    At least as many chunks as the published settings have; with `density`, at least 20, and enough for four to be
-    chosen.
+    There are at least as many chunks as in the published settings; with `density` at least 20, and enough that four
+    are chosen.
     """
     wanted = LEAST_CHUNKS[partition] if density is None else max(LEAST_CHUNKS[partition], 20, math.ceil(4 / density))
     wanted = min(wanted, max(1, grid.video_tokens // 4))
@@ -38,7 +38,7 @@ def chunk_shape(grid: TokenGrid, partition: str, density: float | None) -> tuple
 
 
 def _unevenness(grid: TokenGrid, parts: tuple[int, int, int], partition: str) -> float:
-    """How far chunks are from cubes of equal size: ragged edges, then the ratio of longest to shortest edge."""
+    """How far chunks are from cubes of equal size: their padding times the root of longest over shortest edge."""
     sizes = (grid.frames, grid.height, grid.width)
     edges = [split_axis(size, part) for size, part in zip(sizes, parts)]
     padded = math.prod(math.ceil(size / edge) * edge / size for size, edge in zip(sizes, edges))
@@ -47,7 +47,7 @@ def _unevenness(grid: TokenGrid, parts: tuple[int, int, int], partition: str) ->
 
 
 def chunk_of_token(grid: TokenGrid, shape: tuple[int, int, int] | int, device: torch.device | str = "cpu") -> Tensor:
-    """`(V,)` int64 chunk of every video token; an int `shape` cuts the raster order into runs of so many tokens.
+    """`(V,)` int64, the chunk of every video token; an int `shape` cuts the raster order every `shape` tokens.
 
     Chunks at the ends of the axes may be smaller.
     """

@@ -1,4 +1,4 @@
-"""The tile masks of the released Radial Attention code, border quirks included, without its O(n^2) build.
+"""The tile masks of the released Radial Attention code, with its effects at frame borders, built in less than O(n^2).
 
 Restated from the behaviour of mit-han-lab/radial-attention at commit 72788d4 (Apache-2.0): a token band is drawn for
 each pair of frames on a canvas shifted to where the frames start inside their tiles, and a tile is kept when more than

@@ -1,4 +1,4 @@
-"""Choosing blocks by their scores: top-k, cumulative mass, quantiles and the cap by similarity."""
+"""Choosing blocks by their scores: the largest, cumulated mass, levels by rank, and the cap by similarity."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ def ranks(scores: Tensor) -> Tensor:
 
 
 def largest(scores: Tensor, count: int) -> Tensor:
-    """Bool, the `count` largest entries along the last dim."""
+    """Bool mask of the `count` largest entries along the last dim."""
     chosen = torch.zeros_like(scores, dtype=torch.bool)
     best = scores.topk(min(count, scores.shape[-1]), dim=-1, sorted=False).indices
     return chosen.scatter_(-1, best, True)
 
 
-def threshold_ends(scores: Tensor, thresholds: tuple[float, ...], floor: float) -> Tensor:
-    """First rank past each level: blocks up to the one that crosses its threshold, that one too.
+def level_ends_of_thresholds(scores: Tensor, thresholds: tuple[float, ...], floor: float) -> Tensor:
+    """The rank at which each level ends: a level includes the block that crosses its threshold.
 
     Args:
         scores (`torch.Tensor`): `(..., N)` non-negative.
         thresholds (`tuple[float, ...]`): cumulated share of the row's sum at which each level ends, not descending.
-        floor (`float`): least share of the blocks, plus one block, that the first level takes.
+        floor (`float`): the first level takes at least this share of the blocks, and one block more.
 
     Returns:
         `torch.Tensor`: `(..., L)` int64 (PSA, arXiv 2512.04025, Section 3.3, with the rule of the released code).
@@ -49,7 +49,7 @@ def threshold_ends(scores: Tensor, thresholds: tuple[float, ...], floor: float) 
 
 
 def assign_levels(scores: Tensor, ends: Tensor | list[int], levels: tuple[int, ...]) -> Tensor:
-    """Level of every block by its rank: `levels[i]` up to rank `ends[..., i]`, 0 past the last.
+    """The level of every block, by its rank: `levels[i]` before rank `ends[..., i]`, 0 after the last end.
 
     >>> assign_levels(torch.tensor([0.1, 0.4, 0.3, 0.2]), [1, 3], (1, 8)).tolist()
     [0, 1, 8, 8]
@@ -60,7 +60,7 @@ def assign_levels(scores: Tensor, ends: Tensor | list[int], levels: tuple[int, .
 
 
 def similarity_cap(rows: Tensor, block: int, levels: tuple[int, ...], thresholds: tuple[float, ...]) -> Tensor:
-    """The coarsest level at which a block may be pooled: the ends of its pools must be similar enough.
+    """The coarsest level to which a block may be pooled: first and last key of its pools must be similar enough.
 
     Args:
         rows (`torch.Tensor`): `(B, H, R, D)` keys.
@@ -79,6 +79,6 @@ def similarity_cap(rows: Tensor, block: int, levels: tuple[int, ...], thresholds
 
 
 def extend_text(video: Tensor, query_tiles: int, key_blocks: int, value: int | bool) -> Tensor:
-    """`(B, H, NQ, NK)` of video blocks, with `value` wherever text asks or is asked: text comes last."""
+    """`video` `(..., nq, nk)`, an entry for each pair of blocks, extended to `(..., NQ, NK)` with `value` for text."""
     pad = (0, key_blocks - video.shape[-1], 0, query_tiles - video.shape[-2])
     return torch.nn.functional.pad(video, pad, value=value)

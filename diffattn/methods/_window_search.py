@@ -11,13 +11,14 @@ from ._order import SIZES, block_size
 from ._window import axis
 
 SHAPES = 16  # tile shapes tried
-ANISOTROPY = 0.1  # price of a window that is wider along one axis than along another, against a miss in density
-PARTIAL = 0.1  # price of tiles that the window only cuts
-BLOCKED = 0.1  # price of each axis along which the window is one tile: neighbours in two tiles never see each other
+# What counts as much as a relative miss of the density by 10 %:
+ANISOTROPY = 0.1  # a window that is e times wider along one axis than along another
+PARTIAL = 0.1  # tiles that lie only partly in a window
+BLOCKED = 0.1  # each axis along which the window is one tile, so that neighbours in two tiles never see each other
 
 
 def tile_shapes(grid: TokenGrid, stride: tuple[int, ...] | None, dilation: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Tiles of at most 128 tokens, the best first: little padding, whole strides, near to cubes."""
+    """Tiles of at most 128 tokens that strides are multiples of, best first: with little padding and near to cubes."""
     if stride is not None and 16 <= math.prod(stride) <= SIZES[0]:
         return [stride]
     most = block_size(grid, 32)
@@ -38,7 +39,7 @@ def _waste(shape: tuple[int, ...], sizes: list[int]) -> float:
 
 
 def block_rows(shape: tuple[int, ...]) -> int:
-    """Rows of the plan's tiles: the least of 16, 32, 64, 128 that holds a tile, or as many 128s as it needs."""
+    """Rows that a tile is filled up to: the least of 16, 32, 64 and the multiples of 128 that holds it."""
     size = math.prod(shape)
     return next((block for block in reversed(SIZES) if block >= size), math.ceil(size / SIZES[0]) * SIZES[0])
 
@@ -47,9 +48,9 @@ def block_rows(shape: tuple[int, ...]) -> int:
 def window_of_density(
     grid: TokenGrid, density: float, dilation: tuple[int, ...], causal: tuple[bool, ...], tile: tuple[int, ...] | None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The window of whole tiles that visits nearest to `density` of all pairs, and its tile, which is its stride.
+    """The window whose visited share of all pairs is nearest to `density`, and its tile, which is its stride.
 
-    Windows are odd multiples of the tile, or the whole axis (-1): only these touch no tile in part.
+    Windows are odd multiples of the tile, or the whole axis (-1): only these consist of whole tiles.
     """
     best = None
     for shape in [tile] if tile else tile_shapes(grid, None, dilation):

@@ -26,15 +26,15 @@ FAR = 2**30  # beyond any coordinate
 
 @dataclass(frozen=True)
 class WindowReport:
-    """What a window costs on a grid before anything is run, as GNA's simulator tells it.
+    """The cost of a window on a grid, predicted without running anything.
 
     Args:
         tile (`tuple`): tokens of a tile along frames, height and width.
-        window, stride (`tuple`): as planned.
+        window, stride (`tuple`): tokens along frames, height and width, -1 for a whole axis.
         tokens (`float`): share of the pairs of video tokens inside the windows.
-        visited (`float`): share of the pairs of video tokens in visited tiles, which is what is computed.
-        partial (`float`): share of the visited tiles that a window only cuts.
-        speed_up (`float`): bound on the speed-up over dense attention, text included.
+        visited (`float`): share of the pairs of video tokens in visited tiles, all of which are computed.
+        partial (`float`): share of the visited tiles that lie only partly in a window.
+        speed_up (`float`): upper bound of the speed-up over dense attention, with text.
     """
 
     tile: tuple[int, int, int]
@@ -61,18 +61,18 @@ class Geometry:
 class NeighborhoodConfig(AttentionConfig):
     """Neighborhood attention with window, stride, dilation and causality for each of frames, height and width.
 
-    A static plan. Where windows are whole tiles no key is computed in vain; elsewhere an interval test cuts them out
-    of the tiles they touch. Text attends to everything and everything to text.
+    The plan is static. Where windows consist of whole tiles, no product is computed in vain; elsewhere an interval
+    test cuts the window out of the tiles that it touches. Text attends to everything and everything to text.
 
     Args:
         density (`float`, *optional*, defaults to 0.2): share of the products between visual tokens to compute; sets
-            window, stride and tile to whole tiles of the grid, as near to it as these come.
+            window, stride and tile so that windows consist of whole tiles, as near to `density` as these allow.
         window (`tuple`, *optional*): tokens of the window, -1 for the whole axis, instead of `density`.
-        stride (`tuple`, *optional*, defaults to `(1, 1, 1)`): queries that share a window; 1 slides, a whole tile is
-            sliding tile attention, the window itself is blocked attention.
-        dilation (`tuple`, *optional*, defaults to `(1, 1, 1)`): gap between the keys of a window.
-        causal (`tuple`, *optional*, defaults to no axis): axes along which no query sees what comes after it.
-        tile (`tuple`, *optional*): tokens of a tile; by default the stride, or what fits the grid.
+        stride (`tuple`, *optional*, defaults to `(1, 1, 1)`): how many queries share a window: 1 gives a sliding
+            window, a tile gives sliding tile attention, and the window itself gives blocked attention.
+        dilation (`tuple`, *optional*, defaults to `(1, 1, 1)`): step between the keys of a window.
+        causal (`tuple`, *optional*, defaults to no axis): the axes along which queries see no later token.
+        tile (`tuple`, *optional*): tokens of a tile; by default the stride, or a tile that fits the grid.
 
     Example:
 
@@ -110,7 +110,7 @@ class NeighborhoodConfig(AttentionConfig):
 
     @classmethod
     def sliding_tile(cls, tile: tuple[int, int, int], tiles: tuple[int, int, int], **options) -> NeighborhoodConfig:
-        """Sliding tile attention (arXiv 2502.04507): each tile sees the `tiles` (odd numbers) around it."""
+        """Sliding tile attention (arXiv 2502.04507): each tile sees `tiles` tiles around itself, an odd number."""
         check_triple("tiles", tuple(tiles))
         if any(count % 2 == 0 for count in tiles):
             raise ValueError(f"tiles must be odd, for a tile to sit in the middle, got {tiles}")
@@ -121,7 +121,8 @@ class NeighborhoodConfig(AttentionConfig):
     def inward(cls, height: int, width: int, **options) -> NeighborhoodConfig:
         """FreeSwim's window (arXiv 2511.14712): `height` rows and `width` columns to each side, in every frame.
 
-        At the border it is shifted inward, so that every query sees as much as at the resolution of the training.
+        At the border the window is shifted inward, so that every query sees as many keys as at the resolution that the
+        model was trained at.
         """
         return cls(window=(-1, 2 * height + 1, 2 * width + 1), **options)
 
@@ -140,7 +141,7 @@ class NeighborhoodConfig(AttentionConfig):
         return Plan(grid.tokens, order[None, None], (lists,), block, boxes=boxes, visual=visual_rows(grid, video))
 
     def report(self, grid: TokenGrid) -> WindowReport:
-        """Visited tiles, partial tiles and the bound on the speed-up on `grid`; nothing is planned."""
+        """Visited tiles, partial tiles and the bound of the speed-up on `grid`, without a plan."""
         geometry = self._geometry(grid)
         pairs = [line.tile_pairs() for line in geometry.axes]
         areas = [line.sizes[:, None] * line.sizes for line in geometry.axes]
@@ -213,10 +214,10 @@ def _boxes(grid: TokenGrid, geometry: Geometry, order: Tensor, video: int) -> Bo
     parts = [torch.stack([getattr(line, name)[at[:, i]] for i, line in enumerate(geometry.axes)], -1).int()
              for name in ("low", "high", "coordinate")]  # fmt: skip
     fill = ((order[:video] < 0), len(order) - video)
-    low, high = (_free(part, *fill, value) for part, value in zip(parts, (-FAR, FAR)))
-    return Boxes(low, high, _free(parts[2], *fill, 0))
+    low, high = (_unbounded(part, *fill, value) for part, value in zip(parts, (-FAR, FAR)))
+    return Boxes(low, high, _unbounded(parts[2], *fill, 0))
 
 
-def _free(part: Tensor, padding: Tensor, text: int, value: int) -> Tensor:
-    """Padding rows and `text` more rows set to `value`: they see everything, and are never tested."""
+def _unbounded(part: Tensor, padding: Tensor, text: int, value: int) -> Tensor:
+    """`part` with `value` in padding rows and in `text` rows more: boxes that everything lies in."""
     return torch.nn.functional.pad(part.masked_fill(padding[:, None], value), (0, 0, 0, text), value=value)

@@ -1,4 +1,4 @@
-"""Pyramid Sparse Attention (arXiv 2512.04025): the less a block matters, the coarser its keys and values."""
+"""Pyramid Sparse Attention (arXiv 2512.04025): the less a block matters, the coarser its keys and values are."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..schedule import Schedule
 from ._check import check_choice, check_integer, check_levels, check_shares, check_size
 from ._order import ORDERS, SIZES, block_order, block_size, visual_rows
 from ._scores import block_mass, match_heads, sampled_mass
-from ._select import assign_levels, extend_text, similarity_cap, threshold_ends
+from ._select import assign_levels, extend_text, level_ends_of_thresholds, similarity_cap
 
-MIX = (2 / 7, 1 / 7, 0.0, 4 / 7)  # shares of the blocks at levels 1, 2, 4, 8 in the published quantile presets
+PUBLISHED_MIX = (2 / 7, 1 / 7, 0.0, 4 / 7)  # of levels 1, 2, 4, 8 among the kept blocks of the quantile presets
 
 # arXiv 2512.04025, from the released configuration file; no layer is dense
-COMMON = {"block_q": 128, "block_k": 128, "order": "hilbert"}
+SHARED = {"block_q": 128, "block_k": 128, "order": "hilbert"}
 PUBLISHED = {
-    name: ({**COMMON, **options}, Schedule(dense_start=dense_start, dense_layers=0))
+    name: ({**SHARED, **options}, Schedule(dense_start=dense_start, dense_layers=0))
     for name, dense_start, options in (
         ("wan2.1-14b", 15 / 50, {"thresholds": (0.4, 0.5, 0.6, 0.8)}),
         ("wan2.1-1.3b", 15 / 50, {"thresholds": (0.5, 0.6, 0.7, 0.8), "similarity": (0.70, 0.65, 0.60)}),
@@ -40,29 +40,29 @@ PUBLISHED = {
 @register
 @dataclass(frozen=True)
 class PyramidConfig(AttentionConfig):
-    """Pyramid Sparse Attention: every block of keys at level 1, 2, 4 or 8, or not at all, by estimated importance.
+    """Pyramid Sparse Attention: each block of keys is kept at level 1, 2, 4 or 8, or dropped, by its importance.
 
-    A level pools so many keys and values into one, with ln(tokens) added to its score. Blocks are ranked for every
-    block of queries; `thresholds` end the levels at a cumulated importance, `quantiles` at a share of the blocks.
-    Text is always at level 1. Where the released code departs from the paper by accident (keys read past a pooled
-    block, padding that counts, text unprotected), this follows the paper.
+    Level p pools p keys and values into one, with ln(p) added to the score. Blocks of keys are ranked by estimated
+    importance for each block of queries; `thresholds` end the levels at a cumulated importance, `quantiles` at a share
+    of the blocks. Text is always at level 1. Where the released code departs from the paper by accident (it reads keys
+    past a pooled block, counts padding, and does not protect text), this follows the paper.
 
     Args:
         density (`float`, *optional*, defaults to 0.2): share of the products between visual tokens to compute, a
-            pooled key counting as one; levels are then filled in the proportions of the published presets.
+            pooled key counting as one. The levels have the proportions of the published quantile presets.
         thresholds (`tuple`, *optional*): ends of the levels as cumulated importance, instead of `density`.
         quantiles (`tuple`, *optional*): ends of the levels as shares of the blocks, instead of `density`.
         levels (`tuple`, *optional*, defaults to `(1, 2, 4, 8)`): pool sizes, powers of 2, ascending from 1.
-        similarity (`tuple`, *optional*): for each level above 1, the mean cosine of keys below which no block is
-            pooled so far (Section 3.4); raises the density.
-        block_q, block_k (`int`, *optional*): tokens of a block; by default the largest of 128, 64, 32, 16 that
-            gives 32 blocks.
-        order (`str`, *optional*, defaults to `"nested"`): `"nested"` tiles of 4x4x8 tokens in cubes of 2x2x2,
-            `"hilbert"` a space-filling curve, as published, or `"raster"`.
-        importance (`str`, *optional*, defaults to `"pooled"`): `"pooled"` means of 16 tokens, or `"sampled"`, the
-            paper's random quarter of the tokens, drawn from `seed`.
-        seed (`int`, *optional*, defaults to 0): of the sample.
-        floor (`float`, *optional*, defaults to 0.06): with `thresholds`, least share of blocks at level 1.
+        similarity (`tuple`, *optional*): for each level above 1, the least mean cosine of keys at which a block may be
+            pooled so far (Section 3.4). Raises the density.
+        block_q, block_k (`int`, *optional*): tokens of a block of queries and of keys; by default the largest of 128,
+            64, 32, 16 that gives at least 32 blocks.
+        order (`str`, *optional*, defaults to `"nested"`): `"nested"` (tiles of 4x4x8 tokens, made of cubes of
+            2x2x2), `"hilbert"` (a space-filling curve, as published), or `"raster"`.
+        importance (`str`, *optional*, defaults to `"pooled"`): is estimated from means of up to 16 tokens
+            (`"pooled"`), or from a random quarter of the tokens as in the paper (`"sampled"`).
+        seed (`int`, *optional*, defaults to 0): decides which tokens `"sampled"` takes.
+        floor (`float`, *optional*, defaults to 0.06): with `thresholds`, the least share of blocks at level 1.
 
     Example:
 
@@ -119,40 +119,41 @@ class PyramidConfig(AttentionConfig):
         else:
             scores = block_mass(query, key, order, block_q, block_k)
         scores = scores[:, :, :tiles, :blocks]
-        level = assign_levels(scores, self._ends(scores), self.levels)
+        level = assign_levels(scores, self._level_ends(scores), self.levels)
         if self.similarity is not None:
             rows = key.index_select(1, order[: blocks * block_k].clamp(min=0)).transpose(1, 2)
             cap = similarity_cap(match_heads(rows, query.shape[2]), block_k, self.levels[1:], self.similarity)
             level = torch.minimum(level, cap[:, :, None])
         return level
 
-    def _ends(self, scores: Tensor) -> Tensor | list[int]:
+    def _level_ends(self, scores: Tensor) -> Tensor | list[int]:
         if self.thresholds is not None:
-            return threshold_ends(scores, self.thresholds, self.floor)
+            return level_ends_of_thresholds(scores, self.thresholds, self.floor)
         blocks = scores.shape[-1]
         if self.quantiles is not None:
             return [int(blocks * end) for end in self.quantiles]  # rounded as in the released code
-        return level_ends(self.density, blocks, self.levels)
+        return level_ends_of_density(self.density, blocks, self.levels)
 
 
-def level_ends(density: float, blocks: int, levels: tuple[int, ...]) -> list[int]:
-    """Ranks at which the levels end so that `density` is met: the published mix of levels, as far as it goes.
+def level_ends_of_density(density: float, blocks: int, levels: tuple[int, ...]) -> list[int]:
+    """The ranks at which the levels end so that `density` is met, with the published mix of levels.
 
-    Past the density at which the mix reaches every block, blocks of all levels turn exact in proportion. Level 1 takes
-    up what rounding leaves.
+    Once the mix covers every block, a higher density moves blocks of all levels to level 1, in proportion. Level 1
+    also absorbs the rounding.
 
-    >>> level_ends(0.15, 20, (1, 2, 4, 8)), level_ends(1.0, 20, (1, 2, 4, 8))
+    >>> level_ends_of_density(0.15, 20, (1, 2, 4, 8)), level_ends_of_density(1.0, 20, (1, 2, 4, 8))
     ([2, 3, 3, 7], [20, 20, 20, 20])
     """
     coarser = len(levels) - 1
-    mix = MIX if levels == (1, 2, 4, 8) else (MIX[0], *[(1 - MIX[0]) / max(coarser, 1)] * coarser)
+    exact = PUBLISHED_MIX[0]
+    mix = PUBLISHED_MIX if levels == (1, 2, 4, 8) else (exact, *[(1 - exact) / max(coarser, 1)] * coarser)
     cost = sum(share / level for share, level in zip(mix, levels))
     if density <= cost:
         shares = [share * density / cost for share in mix]
     else:
-        exact = (density - cost) / (1 - cost)
-        shares = [share * (1 - exact) for share in mix]
-        shares[0] += exact
+        moved = (density - cost) / (1 - cost)
+        shares = [share * (1 - moved) for share in mix]
+        shares[0] += moved
     counts = [round(share * blocks) for share in shares]
     pooled = sum(count / level for count, level in zip(counts[1:], levels[1:]))
     counts[0] = min(blocks, max(1, round(density * blocks - pooled)))

@@ -1,4 +1,4 @@
-"""Radial Attention (arXiv 2506.19852): attention narrows with distance in time, a static O(n log n) mask."""
+"""Radial Attention (arXiv 2506.19852): a static O(n log n) mask that narrows with distance in time."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ PUBLISHED = {
 @register
 @dataclass(frozen=True)
 class RadialConfig(AttentionConfig):
-    """Radial Attention: a frame sees itself and its neighbours whole, frames further off through a narrowing band.
+    """Radial Attention: a frame sees itself and its neighbours whole, more distant frames through a narrowing band.
 
-    At distance d >= 2 in time the half-width of the band is `decay * 2^bl(s) / 2^bl(d)` tokens, never less than one
-    tile, for s tokens a frame and bl the bit length; where the undecayed band would be narrower than a tile, only
+    At distance d >= 2 in time the half-width of the band is `decay * 2^bl(s) / 2^bl(d)` tokens and at least one tile,
+    with s tokens in a frame and bl the bit length. Where the band without decay would be narrower than a tile, only
     every second, fourth, ... distance is kept. Text attends to everything and everything to text.
 
     Args:
         density (`float`, *optional*): share of the products between visual tokens to compute, at most; sets `decay`,
-            and below what that reaches narrows the near frames too. Tiles make it a step function: what was reached
-            is `Plan.density`.
+            and where the smallest decay is not enough, narrows the near frames too. Tiles make it a step function;
+            `Plan.density` is the density that was reached.
         decay (`float`, *optional*, defaults to 0.2): scale of the bands at distance 2 and more. At the published
             0.2 the official masks keep one tile to either side, whatever the distance.
         block_size (`int`, *optional*): tokens of a tile; by default the largest of 128, 64, 32, 16 that cuts a frame
-            into at least eight, or a smaller one where `density` needs it.
+            into at least eight tiles, or a smaller one where `density` needs it.
         variant (`str`, *optional*, defaults to `"aligned"`): `"aligned"` pads every frame to whole tiles of its own,
             so that no row loses a key of its band at any resolution; `"official"` gives the released tile masks.
         model (`str`, *optional*, defaults to `"wan"`): `"wan"` keeps frame 0 as a sink for every query,
@@ -134,7 +134,7 @@ def _with_text(grid: TokenGrid, block: int, mask: Tensor) -> tuple[Tensor, tuple
 
 
 def video_tile_mask(grid: TokenGrid, block: int, model: str, decay: float, near: float = 1.0) -> Tensor:
-    """Boolean `(N, N)` mask over the tiles of the video; `near` scales the windows at distance 0 and 1."""
+    """Bool `(N, N)` mask over the tiles of the video; `near` scales the windows at distance 0 and 1."""
     reach = _tile_reach(grid, block, model, decay, near)  # (T, T)
     tiles = -(-grid.frame_tokens // block)
     offset = torch.arange(tiles).view(-1, 1, 1) - torch.arange(tiles)  # (tiles, 1, tiles)

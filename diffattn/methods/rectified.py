@@ -1,4 +1,4 @@
-"""Rectified SpaAttn (arXiv 2511.19835): exact attention to critical blocks, the rest as one pooled correction."""
+"""Rectified SpaAttn (arXiv 2511.19835): exact attention to critical blocks, corrected for the dropped ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..kernels.plan.tile_list import TileList
 from ..schedule import Schedule
 from ._check import check_choice, check_shares, check_size
 from ._order import ORDERS, SIZES, block_order, block_size, coordinates, visual_rows
-from ._scores import block_shares, counts_of, finite, match_heads, spread
+from ._scores import block_shares, counts_of, finite, match_heads, means_and_deviations
 from ._select import TOLERANCE, extend_text, largest, ranks
 
 # arXiv 2511.19835, from the released scripts
@@ -45,33 +45,34 @@ PUBLISHED = {
 class RectifiedConfig(AttentionConfig):
     """Rectified SpaAttn: `out = R * attention to the critical blocks + C`, R and C from pooled queries and keys.
 
-    The pooled distribution P weighs each block of keys by its tokens and keeps text apart (IPAR). Critical are the
-    blocks with the most of P, and text. What is not critical enters as P times its mean value (C) where its gain
-    exceeds its estimated error (GAPR); the mass of all others goes to the critical ones (R). Text queries attend to
-    everything. Computed in float32, since in float16 the released code overflows; the weights of C are then rounded
-    to the dtype of the query, as a kernel rounds probabilities.
+    The pooled distribution P weighs each block of keys by its number of tokens and keeps text separate (IPAR). The
+    blocks with the largest P are critical, and so is text. A block that is not critical enters C as P times its mean
+    value where its gain exceeds its estimated error (GAPR); otherwise R gives its mass to the critical blocks. Text
+    queries attend to everything. All this is computed in float32, since the released code overflows in float16; the
+    weights of C are rounded to the dtype of the query, as a kernel rounds probabilities.
 
-    One mean per block, as published, says little where a block is not alike. With `estimate="parts"` P is the mean
-    over parts of the block of queries, of what they give to parts of the blocks of keys; its gain is that mean, its
-    error how far the parts differ, and C has the difference of the two. On the queries and keys of the embedded model
-    that nearly halves the error at a quarter of the products, on random fields it leaves a third.
+    One mean per block, as published, says little about a block whose tokens differ. With `estimate="parts"` blocks are
+    cut into parts. P is then the mean over the parts of a block of queries; its gain is that mean, its error is the
+    mean deviation of the parts from it, and C takes the difference. On queries and keys of the embedded model this
+    nearly halves the error at a density of 0.25; on random fields a third of the error is left.
 
     Args:
         density (`float`, *optional*, defaults to 0.2): share of the products between visual tokens to compute,
             neighbours included.
-        keep (`float`, *optional*): share of the blocks in the top-k, as published, instead of `density`; neighbours
-            and blocks for `mass` come on top.
-        mass (`float`, *optional*, defaults to 0): with `keep`, take more blocks until their P exceeds this; 0.3 as
-            published.
-        estimate (`str`, *optional*): `"parts"`, or `"block"` as published; by default `"block"` with `keep`.
-        neighbors (`bool`, *optional*): keep blocks that touch the block of queries; by default with `keep`.
-        first_frame (`bool`, *optional*, defaults to `False`): keep the first `height * width // block` blocks of the
-            order for each other, as the released Wan scripts do. In raster order these are the first frame; along a
-            curve most of their tokens belong to other frames.
-        gapr (`bool`, *optional*, defaults to `True`): correct only where that is estimated to pay; `False` corrects
+        keep (`float`, *optional*): share of the blocks to keep, as published, instead of `density`; neighbours and
+            blocks for `mass` come on top.
+        mass (`float`, *optional*, defaults to 0): with `keep`, keep more blocks until their P exceeds this; published
+            as 0.3.
+        estimate (`str`, *optional*): `"parts"`, or the published `"block"`; by default `"block"` with `keep`.
+        neighbors (`bool`, *optional*): keep the blocks that touch the block of queries; by default with `keep`.
+        gapr (`bool`, *optional*, defaults to `True`): correct only where the gain exceeds the error; `False` corrects
             for every dropped block.
-        block (`int`, *optional*): tokens of a block; by default the largest of 128, 64, 32, 16 that gives 32 blocks.
-        order (`str`, *optional*, defaults to `"nested"`): `"nested"`, `"hilbert"` as published, or `"raster"`.
+        block (`int`, *optional*): tokens of a block; by default the largest of 128, 64, 32, 16 that gives at least 32
+            blocks.
+        order (`str`, *optional*, defaults to `"nested"`): `"nested"`, the published `"hilbert"`, or `"raster"`.
+        first_frame (`bool`, *optional*, defaults to `False`): let the first `height * width // block` blocks of the
+            order attend to each other, as the released Wan scripts do. In raster order these are the first frame; on a
+            curve most of their tokens belong to other frames.
 
     Example:
 
@@ -86,10 +87,10 @@ class RectifiedConfig(AttentionConfig):
     mass: float = 0.0
     estimate: str | None = None
     neighbors: bool | None = None
-    first_frame: bool = False
     gapr: bool = True
     block: int | None = None
     order: str = "nested"
+    first_frame: bool = False
 
     method: ClassVar[str] = "rectified"
     dynamic: ClassVar[bool] = True
@@ -115,8 +116,8 @@ class RectifiedConfig(AttentionConfig):
         block = self.block or block_size(grid, 32)
         order, video = block_order(grid, self.order, block, query.device)
         tiles, all_tiles = video // block, len(order) // block
-        words = key[:, grid.text_start : grid.text_start + grid.text]
-        shares, text, gain = self._shares(query, key, order[:video], block, words)
+        text_key = key[:, grid.text_start : grid.text_start + grid.text]
+        shares, text, gain = self._shares(query, key, order[:video], block, text_key)
         critical = self._critical(grid, shares, text, block)
         weights = gain.masked_fill(critical, 0).to(query.dtype)  # rounded before R is made, so that the two match
         scale = torch.nn.functional.pad(1 - weights.sum(-1, dtype=torch.float32), (0, all_tiles - tiles), value=1.0)
@@ -125,37 +126,37 @@ class RectifiedConfig(AttentionConfig):
         return Plan(grid.tokens, order[None, None], (lists,), block, post=post, visual=visual_rows(grid, video))
 
     def _shares(
-        self, query: Tensor, key: Tensor, order: Tensor, block: int, words: Tensor
+        self, query: Tensor, key: Tensor, order: Tensor, block: int, text_key: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """P of blocks `(B, H, N, N)` and of text `(B, H, N)`, and what of P a dropped block would have in C."""
+        """P of blocks `(B, H, N, N)` and of text `(B, H, N)`, and the weights of C if all blocks were dropped."""
         if self._as_published("estimate", "block"):
-            (q, dq), (k, dk) = (spread(tokens, order, block) for tokens in (query, key))
-            shares, text = pooled_shares(q, k, counts_of(order, block), words)
+            (q, dq), (k, dk) = (means_and_deviations(tokens, order, block) for tokens in (query, key))
+            shares, text = pooled_shares(q, k, counts_of(order, block), text_key)
             return shares, text, shares.where(good_blocks(q, k, dq, dk), 0) if self.gapr else shares
-        shares, error = block_shares(query, key, order, block, words)
+        shares, error = block_shares(query, key, order, block, text_key)
         gain = (shares - error).clamp_(min=0) if self.gapr else shares
         return shares[..., :-1], shares[..., -1], gain[..., :-1]
 
     def _as_published(self, name: str, value: str | bool) -> bool:
-        """Whether an option has the published value, as it has by default with the published `keep`."""
+        """Whether an option has the published value, which is its default with `keep`."""
         given = getattr(self, name)
         return self.keep is not None if given is None else given == value
 
     def _critical(self, grid: TokenGrid, shares: Tensor, text: Tensor, block: int) -> Tensor:
-        """`(B, H, N, N)` bool."""
+        """`(B, H, N, N)` bool, the critical blocks of keys for each block of queries."""
         blocks = shares.shape[-1]
-        first = self._kept_first(grid, block, blocks).to(shares.device)
+        always = self._always_critical(grid, block, blocks).to(shares.device)
         if self.keep is None:
-            return largest(shares + 2 * first, max(1, round(self.density * blocks)))
+            return largest(shares + 2 * always, max(1, round(self.density * blocks)))
         every = torch.cat((shares, text[..., None]), -1) if grid.text else shares  # text competes as one more block
         mass = every.sort(dim=-1, descending=True, stable=True).values.cumsum(-1)
         drop = 1 - self.keep  # the released scripts say how much to drop, and round so
         least = every.shape[-1] if self.keep == 1 else int((1 - drop) * blocks)
         count = ((mass <= self.mass + TOLERANCE).sum(-1, keepdim=True) + 1).clamp(min=least)
-        return (ranks(every) < count)[..., :blocks] | first
+        return (ranks(every) < count)[..., :blocks] | always
 
-    def _kept_first(self, grid: TokenGrid, block: int, blocks: int) -> Tensor:
-        """`(N, N)` bool on the CPU: blocks that are critical whatever their share."""
+    def _always_critical(self, grid: TokenGrid, block: int, blocks: int) -> Tensor:
+        """`(N, N)` bool on the CPU, the blocks that are critical whatever their P."""
         kept = torch.zeros(blocks, blocks, dtype=torch.bool, device="cpu")
         if self.first_frame:
             frame = grid.frame_tokens // block
@@ -163,22 +164,22 @@ class RectifiedConfig(AttentionConfig):
         return kept | neighbor_blocks(grid, self.order, block) if self._as_published("neighbors", True) else kept
 
 
-def pooled_shares(q: Tensor, k: Tensor, counts: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-    """P of IPAR: what mean queries give to the blocks `(B, H, N, N)` and to all text `(B, H, N)`, float32.
+def pooled_shares(q: Tensor, k: Tensor, counts: Tensor, text_key: Tensor) -> tuple[Tensor, Tensor]:
+    """P of IPAR: the mass that mean queries give to the blocks `(B, H, N, N)` and to all text `(B, H, N)`, float32.
 
-    A softmax over the pooled logits plus ln(tokens) and the logsumexp of the text logits, which stay token by token.
+    It is the softmax of the pooled logits plus ln(tokens), and of the logsumexp of the logits of the text tokens.
 
     Args:
         q (`torch.Tensor`): `(B, H, N, D)` mean queries.
         k (`torch.Tensor`): `(B, Hkv, N, D)` mean keys.
         counts (`torch.Tensor`): `(N,)` tokens of each block.
-        words (`torch.Tensor`): `(B, text, Hkv, D)` keys of the text.
+        text_key (`torch.Tensor`): `(B, text, Hkv, D)` keys of the text.
     """
     scale = q.shape[-1] ** -0.5
     logits = [scale * q @ match_heads(k, q.shape[1]).mT + counts.log()]
-    if words.shape[1]:
-        words = match_heads(finite(words.transpose(1, 2)), q.shape[1])
-        logits.append((scale * q @ words.mT).logsumexp(-1, keepdim=True))
+    if text_key.shape[1]:
+        text_key = match_heads(finite(text_key.transpose(1, 2)), q.shape[1])
+        logits.append((scale * q @ text_key.mT).logsumexp(-1, keepdim=True))
     shares = torch.cat(logits, -1).softmax(-1)
     return shares[..., : len(counts)], shares[..., len(counts) :].sum(-1)
 
@@ -192,7 +193,7 @@ def good_blocks(q: Tensor, k: Tensor, dq: Tensor, dk: Tensor) -> Tensor:
 @lru_cache(maxsize=8)
 @plain_cpu()
 def neighbor_blocks(grid: TokenGrid, order: str, block: int) -> Tensor:
-    """`(N, N)` bool: blocks of keys that hold a token of the block of queries or one of its 26 neighbours."""
+    """`(N, N)` bool: blocks of keys that hold a token of the block of queries or one of a token's 26 neighbours."""
     rows, video = block_order(TokenGrid(grid.frames, grid.height, grid.width), order, block)
     at = coordinates(grid)
     block_of = torch.empty(grid.video_tokens, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""VMoBA (arXiv 2506.23858): every query attends to its own chunk of the video and to those that match it best."""
+"""VMoBA (arXiv 2506.23858): every query attends to its own chunk of the video and to the best matching ones."""
 
 from __future__ import annotations
 
@@ -37,27 +37,28 @@ PUBLISHED = {
 @register
 @dataclass(frozen=True)
 class VMoBAConfig(AttentionConfig):
-    """Mixture of block attention for video: chunks in time, in space and in both, by turns from layer to layer.
+    """Mixture of block attention for video. Layers take turns in cutting chunks in time, in space and in both.
 
-    A query is matched with the mean key of each chunk. Its own chunk is always attended to, and so is text.
+    A query is scored against the mean key of each chunk and attends to the best chunks, to its own, and to text.
 
     Args:
         density (`float`, *optional*, defaults to 0.2): share of the products between visual tokens to compute: each
             query attends to that share of the chunks.
-        top_k (`tuple`, *optional*): chunks a query attends to, its own included, for each partition, instead of
+        top_k (`tuple`, *optional*): how many chunks a query attends to, its own included, for each partition, instead
+            of `density`.
+        threshold (`float`, *optional*): chunks are chosen up to this share of the normalised scores, instead of
             `density`.
-        threshold (`float`, *optional*): chunks are taken up to this share of the normalised scores, instead of
-            `density`.
-        scope (`str`, *optional*, defaults to `"query"`): whether the chunks of one `"query"` compete, or all queries
-            of a `"head"` as well (the paper's global selection; worse without training).
-        routing (`str`, *optional*, defaults to `"token"`): every token chooses, at its true density, or all tokens of
-            a `"tile"` of queries together, which is faster.
-        partitions (`tuple`, *optional*, defaults to `("1d", "2d", "3d")`): those of layer 0, 1, 2, and again.
-        frames (`int`, *optional*): frames of a chunk in time; by default, as the other shapes, from the grid.
+        scope (`str`, *optional*, defaults to `"query"`): scores compete within one `"query"`, or within a `"head"`
+            (the paper's global selection, which is worse without training).
+        routing (`str`, *optional*, defaults to `"token"`): every `"token"` chooses for itself, or all tokens of a
+            `"tile"` of queries choose together, which is faster.
+        partitions (`tuple`, *optional*, defaults to `("1d", "2d", "3d")`): how layers 0, 1, 2 cut chunks (in time, in
+            space, in both); later layers repeat them.
+        frames (`int`, *optional*): frames of a chunk in time; by default, like the other shapes, from the grid.
         area (`tuple`, *optional*): rows and columns of a chunk in space, which spans all frames.
-        box (`tuple`, *optional*): frames, rows and columns of a chunk in both. No shape need divide the grid.
-        raw_scores (`bool`, *optional*, defaults to `False`): match queries with the mean keys as published, instead
-            of subtracting the mean of all keys first.
+        box (`tuple`, *optional*): frames, rows and columns of a chunk in both. Shapes need not divide the grid.
+        raw_scores (`bool`, *optional*, defaults to `False`): score queries against the mean keys as published, without
+            subtracting the mean of all keys first.
         block (`int`, *optional*): rows of a tile; by default the largest of 128, 64, 32, 16 that is at most half a
             chunk.
 
@@ -141,7 +142,7 @@ class VMoBAConfig(AttentionConfig):
         return max(self.density, 1 / grid.video_tokens)
 
     def _route(self, grid: TokenGrid, scores: Tensor, chunk: Tensor, layer: int) -> Tensor:
-        """`(B, H, N, C)` bool, the chunks of N queries, or tiles of queries, that lie in the chunks `chunk` `(N,)`."""
+        """`(B, H, N, C)` bool, the chosen chunks of N queries (or tiles of queries) that lie in `chunk` `(N,)`."""
         own = torch.nn.functional.one_hot(chunk).bool()
         per_head = self.scope == "head"
         if self.threshold is not None:
@@ -161,7 +162,7 @@ def _lists_by_token(grid: TokenGrid, chosen: Tensor, chunk: Tensor, block: int) 
 
 
 def _tiles_of_group(group: Tensor, chunk: Tensor, grid: TokenGrid, block: int) -> TileList:
-    """The KV tiles of the group of each query tile `(B, H, NQ)`; a group's tiles are consecutive."""
+    """The KV tiles of each query tile's group `(B, H, NQ)`; the tiles of a group are consecutive."""
     sizes = torch.cat((chunk.bincount(), chunk.new_tensor([grid.text] * (grid.text > 0))))
     tiles = (sizes + block - 1) // block
     first = tiles.cumsum(0) - tiles

@@ -43,6 +43,15 @@ def test_no_other_allocation_of_the_same_cost_loses_less(mass, density):
     assert loss(mass, chosen) <= best * (1 + 1e-5)
 
 
+@pytest.mark.parametrize("mass", [0.0, 1 / 48, 1e-38, torch.nan])
+@pytest.mark.parametrize("density", [0.1, 0.2, 0.3, 0.7])
+def test_blocks_that_are_all_alike_meet_the_density(mass, density):
+    levels = (1, 4, 16)
+    chosen = allocate(torch.full((3, 48), mass), density, levels)
+    cost = (1 / torch.tensor(levels))[chosen].mean(-1)
+    assert (cost <= density + 1e-6).all() and (cost >= density - 1 / 48).all()
+
+
 def greedy(mass, density, levels):
     """The same optimum by taking refinements in the order of what they gain for their cost."""
     index = torch.full(mass.shape, len(levels) - 1)

@@ -22,8 +22,8 @@ from method_oracles import (
 from diffattn import Plan, PyramidConfig, Schedule, TileList, TokenGrid, attend
 from diffattn.analysis.synthetic import structured_qkv
 from diffattn.methods._order import block_size
-from diffattn.methods._select import assign_levels, similarity_cap, threshold_ends
-from diffattn.methods.pyramid import level_ends
+from diffattn.methods._select import assign_levels, level_ends_of_thresholds, similarity_cap
+from diffattn.methods.pyramid import level_ends_of_density
 
 LEVELS = (1, 2, 4, 8)
 SCORES = torch.tensor([[((7 * i + 5 * j) % 19 + 1) ** 2 / 400 for j in range(20)] for i in range(3)])
@@ -54,7 +54,7 @@ def up_to_ties(levels, scores):
     ],
 )
 def test_golden_threshold_masks(row, golden):
-    ends = threshold_ends(SCORES, (0.4, 0.5, 0.6, 0.8), floor=0.06)[row].tolist()
+    ends = level_ends_of_thresholds(SCORES, (0.4, 0.5, 0.6, 0.8), floor=0.06)[row].tolist()
     levels = assign_levels(SCORES[row], aligned(ends, 128, 32), LEVELS).tolist()
     assert up_to_ties(levels, SCORES[row]) == up_to_ties(golden, SCORES[row])
 
@@ -166,7 +166,7 @@ def test_sampled_importance_depends_on_its_seed_alone():
 def test_threshold_ends_cross_their_threshold(blocks, seed, thresholds):
     scores = torch.rand(blocks, generator=torch.Generator().manual_seed(seed)) + 1e-3
     thresholds = sorted(thresholds)
-    ends = threshold_ends(scores, tuple(thresholds), floor=0.0).tolist()
+    ends = level_ends_of_thresholds(scores, tuple(thresholds), floor=0.0).tolist()
     mass = scores.double().sort(descending=True).values.cumsum(0) / scores.double().sum()
     assert ends == sorted(ends) and ends[-1] <= blocks
     for end, threshold in zip(ends, thresholds):
@@ -175,7 +175,7 @@ def test_threshold_ends_cross_their_threshold(blocks, seed, thresholds):
 
 @given(st.floats(0.02, 1), st.integers(16, 400))
 def test_level_ends_meet_the_density(density, blocks):
-    ends = level_ends(density, blocks, LEVELS)
+    ends = level_ends_of_density(density, blocks, LEVELS)
     counts = [end - start for start, end in zip([0, *ends], ends)]
     reached = sum(count / level for count, level in zip(counts, LEVELS)) / blocks
     assert min(counts) >= 0 and ends[-1] <= blocks

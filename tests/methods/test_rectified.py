@@ -19,7 +19,7 @@ from method_oracles import (
 from diffattn import RectifiedConfig, TokenGrid, attend
 from diffattn.analysis.synthetic import structured_qkv
 from diffattn.methods._order import block_size
-from diffattn.methods._scores import counts_of, spread
+from diffattn.methods._scores import counts_of, means_and_deviations
 from diffattn.methods.rectified import good_blocks, neighbor_blocks, pooled_shares
 
 BUDGETS = [RectifiedConfig(density=0.25), RectifiedConfig(keep=0.1, mass=0.3)]
@@ -33,7 +33,7 @@ def name(config):
 def test_golden_values():
     query, key, value = golden_inputs()
     order = torch.arange(64)
-    (q, dq), (k, dk) = (spread(tokens, order, 16) for tokens in (query, key))
+    (q, dq), (k, dk) = (means_and_deviations(tokens, order, 16) for tokens in (query, key))
     shares, _ = pooled_shares(q, k, counts_of(order, 16), key[:, :0])
     torch.testing.assert_close(
         shares[0, 0, 0], torch.tensor([0.971659, 0.004316, 0.000153, 0.023871]), rtol=0, atol=1e-6
