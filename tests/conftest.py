@@ -1,5 +1,6 @@
 """Set before anything imports triton: without a GPU its kernels run in the interpreter."""
 
+import math
 import os
 
 import pytest
@@ -12,7 +13,7 @@ if not torch.cuda.is_available():
 @pytest.fixture(autouse=True)
 def sparse_however_small(monkeypatch):
     """Models of tests have few tokens, and plans keep most: dense attention is faster, and not what is tested."""
-    monkeypatch.setattr("diffattn.integration.plan_store.break_even", lambda *_: 1.0)
+    monkeypatch.setattr("diffattn.integration.plan_store.break_even", lambda *_: math.inf)
 
 
 @pytest.fixture(autouse=True)
