@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from diffattn.kernels.attend import choose_impl
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -32,7 +33,7 @@ def end_to_end(densities: Iterable[float], seeds: int, schedule: Schedule) -> li
 
 
 def _compare(pipe: Any, exact: Tensor, name: str, density: float, seed: int, schedule: Schedule) -> list[Result]:
-    diffattn.enable(pipe, contender(name, density), schedule=schedule)
+    diffattn.enable(pipe, contender(name, density), schedule=schedule, impl=choose_impl(pipe.device)[0])
     videos, reached = run(pipe, PROMPTS, seed), diffattn.summary(pipe).density
     diffattn.disable(pipe)
     return [

@@ -26,6 +26,7 @@ from ..analysis.trial import Trial, run_trial
 from ..attention_config import AttentionConfig
 from ..guidance import guided, map_model
 from ..integration.apply import find_transformers
+from ..kernels.attend import choose_impl
 from .heads import draw_heads, head_names, model_in
 from .limits import Limits
 from .models import Models
@@ -181,7 +182,14 @@ class Worker:
         name = config.method if config else DENSE
         clock.begin(name)
         trial = run_trial(
-            pipe, request.inputs, config, schedule=request.schedule, seed=request.seed, on_step=clock.after_step
+            pipe,
+            request.inputs,
+            config,
+            schedule=request.schedule,
+            impl=choose_impl(pipe.device)[0],  # shows the method even where dense attention is faster
+            seed=request.seed,
+            on_step=clock.after_step,
+            keep_plans=True,
         )
         clock.check()
         path = run.folder / f"{name}.mp4"

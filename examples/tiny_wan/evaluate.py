@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffattn.kernels.attend import choose_impl
 from diffusers import WanPipeline
 from PIL import Image
 from torch import Tensor
@@ -110,7 +111,8 @@ def load(args: argparse.Namespace) -> WanPipeline:
     if args.lora:
         pipe.load_lora_weights(args.lora)
     if args.sparse:
-        diffattn.enable(pipe, args.sparse)
+        # tiles run even where dense attention would be faster: the weights were trained with them
+        diffattn.enable(pipe, args.sparse, impl=choose_impl(torch.device(args.device))[0])
     return pipe
 
 

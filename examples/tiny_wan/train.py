@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffattn.kernels.attend import choose_impl
 from diffusers import AutoencoderKLWan, WanPipeline
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from safetensors.torch import load_file
@@ -111,7 +112,7 @@ class Trainer:
         self.optimizers = self._optimizers()
         self.forward = TrainingForward(transformer)
         if args.method:
-            diffattn.enable(transformer, args.config, schedule=args.schedule)
+            diffattn.enable(transformer, args.config, schedule=args.schedule, impl=choose_impl(pipe.device)[0])
 
     def _optimizers(self) -> Optimizers:
         transformer, lr = self.pipe.transformer, self.args.lr
