@@ -40,7 +40,7 @@ class Adapter:
         processor (`Callable`, *optional*): from the model's processor class to a subclass that runs in its place.
         tested (`tuple[str, ...]`, *optional*): what the tests run beside the plain class: variants whose sequences
             differ, and `"pipeline"`, a complete one.
-        branches (`tuple[str, ...]`, *optional*): lists of blocks beside the main ones, whose outputs the main ones use.
+        branches (`tuple[str, ...]`, *optional*): lists of blocks whose outputs the main blocks use.
     """
 
     model: str
@@ -120,7 +120,7 @@ def adapter_for(module: object) -> Adapter:
     adapter = find_adapter(module)
     if adapter is None:
         raise TypeError(
-            f"diffattn does not support {type(module).__name__}: give it a diffusers pipeline, or one of the transformers "
-            f"{', '.join(supported_models())}"
+            f"diffattn does not support {type(module).__name__}: give it a diffusers pipeline, or one of the "
+            f"transformers {', '.join(supported_models())}"
         )
     return adapter

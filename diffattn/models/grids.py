@@ -57,7 +57,7 @@ def stated_grid(model: nn.Module, inputs: dict) -> Grid:
 
 
 def position_grid(model: nn.Module, inputs: dict) -> Grid:
-    """From `img_ids` `(S, 3|4)`, the position of every token: the grid of the tokens in the same image as the first."""
+    """From `img_ids` `(S, 3|4)`, the positions of the tokens: the grid of the image that the first token is in."""
     ids = inputs["img_ids"]
     ids = ids[0] if ids.ndim == 3 else ids
     own = ids[ids[:, 0] == ids[0, 0]]

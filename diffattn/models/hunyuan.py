@@ -13,10 +13,8 @@ ATTENTION = Blocks(transformer_blocks="attn", single_transformer_blocks="attn")
 def _history(model: nn.Module, inputs: dict) -> int:
     """Tokens of the earlier frames: at full size, and pooled twice and four times (FramePack, arXiv 2504.12626)."""
     pools = {"latents_clean": 1, "latents_history_2x": 2, "latents_history_4x": 4}
-    history = {name: inputs.get(name) for name in pools if inputs.get(f"indices_{name}") is not None}
-    return sum(
-        pooled_tokens(latents, (pools[name], 2 * pools[name], 2 * pools[name])) for name, latents in history.items()
-    )
+    given = {name: pool for name, pool in pools.items() if inputs.get(f"indices_{name}") is not None}
+    return sum(pooled_tokens(inputs.get(name), (pool, 2 * pool, 2 * pool)) for name, pool in given.items())
 
 
 HUNYUAN_VIDEO = register(
