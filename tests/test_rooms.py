@@ -7,9 +7,9 @@ from itertools import groupby
 from pathlib import Path
 
 import wan
+from diffattn.kernels.backends.torch import tiles
 
 import diffattn
-from diffattn.kernels.backends.torch import tiles
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
