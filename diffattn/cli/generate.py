@@ -16,7 +16,7 @@ from ..analysis.load import TINY, check_frames, default_fps, device_and_dtype, l
 from ..analysis.summary import Summary, versions
 from ..analysis.summary import summary as make_summary
 from ..integration.apply import enable
-from .heads import Heads, Preset, Scale, Strength, check_heads, guide_with
+from .guidance_options import Heads, Preset, Scale, Strength, check_heads, guide_with
 from .output import check_output, sidecar_path, write_video
 from .settings import Attention, attention, pipeline_options
 

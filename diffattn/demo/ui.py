@@ -8,8 +8,8 @@ from html import escape
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from . import controls, report
-from .heads import head_at, toggled
+from . import controls, display
+from .head_maps import head_at, toggled
 from .request import Request
 from .sessions import Sessions
 from .worker import DENSE, ComparisonReady, Failed, Progress, Stopped, VideoReady, Worker
@@ -54,13 +54,13 @@ def build_demo(worker: Worker | None = None) -> gr.Blocks:
 def _outputs() -> dict[str, gr.components.Component]:
     """The components that show results, by name."""
     video = {"interactive": False, "autoplay": True, "loop": True, "height": 320, "buttons": ["download"]}
-    status = gr.HTML(report.show_message(READY), elem_id="status", padding=False)
+    status = gr.HTML(display.show_message(READY), elem_id="status", padding=False)
     with gr.Row():
         dense = gr.Video(label="Dense", elem_id="dense", **video)
         sparse = gr.Video(label="Sparse", elem_id="sparse", **video)
     with gr.Row(equal_height=False):
         with gr.Column(min_width=320):
-            numbers = gr.HTML(report.show_numbers([]), elem_id="numbers", padding=False)
+            numbers = gr.HTML(display.show_numbers([]), elem_id="numbers", padding=False)
         with gr.Column(min_width=320), gr.Tabs():
             with gr.Tab("Attention map"):
                 picture = _picture("map")
@@ -118,17 +118,17 @@ class _Page:
     def check(self, *values) -> tuple:
         """Report a wrong value before the run is queued."""
         self._request(values)
-        return *_buttons(busy=True), report.waiting()
+        return *_buttons(busy=True), display.waiting()
 
     def generate(self, request: gr.Request, *values) -> Iterator[dict]:
         asked = self._request(values)
         run = self.sessions.begin(request.session_hash or "")
         made: list[VideoReady] = []
         yield self._show(
-            status=report.waiting(),
+            status=display.waiting(),
             dense=None,
             sparse=None,
-            numbers=report.show_numbers([]),
+            numbers=display.show_numbers([]),
             picture=None,
             head_maps=None,
         )
@@ -137,20 +137,20 @@ class _Page:
                 if isinstance(event, VideoReady):
                     made.append(event)
                     slot = DENSE if event.name == DENSE else "sparse"
-                    yield self._show(numbers=report.show_numbers(made)) | {self.outputs[slot]: str(event.path)}
+                    yield self._show(numbers=display.show_numbers(made)) | {self.outputs[slot]: str(event.path)}
                 elif isinstance(event, Progress):
-                    yield self._show(status=report.show_progress(event))
+                    yield self._show(status=display.show_progress(event))
                 else:
                     yield self._finish(made, event)
         except Stopped as stopped:
-            yield self._show(status=report.show_message(f"Stopped: {stopped}.", "stopped"))
+            yield self._show(status=display.show_message(f"Stopped: {stopped}.", "stopped"))
         except Failed as failed:
-            yield self._show(status=report.show_message("The run failed.", "stopped"))
+            yield self._show(status=display.show_message("The run failed.", "stopped"))
             raise _error(failed) from None
 
     def cancel(self, request: gr.Request) -> tuple:
         self.sessions.stop(request.session_hash or "")
-        return *_buttons(busy=False), report.show_message("Cancelled.", "stopped")
+        return *_buttons(busy=False), display.show_message("Cancelled.", "stopped")
 
     def refresh_heads(self, model: str) -> gr.Dropdown:
         """List the heads of a model that had to be downloaded first."""
@@ -174,10 +174,10 @@ class _Page:
         # everything again: an API client receives the last event only, and the two videos start together
         dense, sparse = made
         return self._show(
-            status=report.show_message(f"Done in {dense.trial.seconds + sparse.trial.seconds:.0f} s.", "done"),
+            status=display.show_message(f"Done in {dense.trial.seconds + sparse.trial.seconds:.0f} s.", "done"),
             dense=str(dense.path),
             sparse=str(sparse.path),
-            numbers=report.show_numbers(made, compared),
+            numbers=display.show_numbers(made, compared),
             picture=compared.picture and str(compared.picture),
             head_maps=compared.heads and str(compared.heads),
         )

@@ -26,7 +26,7 @@ from ..analysis.trial import Trial, run_trial
 from ..attention_config import AttentionConfig
 from ..guidance import guided, map_model
 from ..integration.apply import find_transformers
-from .heads import draw_heads, head_names, model_in
+from .head_maps import draw_heads, head_names, model_in
 from .limits import Limits
 from .models import Models
 from .request import Request

@@ -9,7 +9,7 @@ from torch import nn
 
 from .._compat import unwrap_module
 
-ALL_BEFORE, NO_OTHERS = -1, -2  # stand for a number of tokens that only the length of the sequence tells
+ALL_BEFORE, NO_OTHERS = -1, -2  # in place of a count: all tokens that are not on the grid, or none allowed
 TOKENS_BEFORE_GRID = {"before": ALL_BEFORE, "after": 0, "none": NO_OTHERS}
 
 

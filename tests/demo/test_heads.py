@@ -13,7 +13,7 @@ pytest.importorskip("gradio")
 import diffattn
 from diffattn import TokenGrid
 from diffattn.demo import Models, Request, Worker
-from diffattn.demo.heads import CAPTION, CHOSEN, SIDE, draw_heads, head_at, head_names, model_in, toggled
+from diffattn.demo.head_maps import CAPTION, CHOSEN, SIDE, draw_heads, head_at, head_names, model_in, toggled
 from diffattn.demo.sessions import Sessions
 from diffattn.demo.worker import ComparisonReady, VideoReady
 from diffattn.guidance import ModelMap, map_model

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ...plan.heads import plan_of_heads
 from ...plan.plan import Plan
+from ...plan.plan_of_heads import plan_of_heads
 from .threads import in_threads, share_of_threads
 
 GROUP_BYTES = 12 << 20  # per thread, of the query, key and value rows of one group

@@ -35,7 +35,7 @@ def show_numbers(made: list[VideoReady], compared: ComparisonReady | None = None
         "Attention computed": [_share(run.trial.attention_computed) for run in made],
     }
     if len(made) > 1:
-        rows["in sparse calls"] = ["", *(_share(run.trial.density) for run in made[1:])]
+        rows["Density in sparse calls"] = ["", *(_share(run.trial.density) for run in made[1:])]
     if compared is not None:
         mean = compared.comparison.mean
         psnr = f"{mean['psnr']:.2f} dB" if math.isfinite(mean["psnr"]) else "identical"
