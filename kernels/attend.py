@@ -1,4 +1,4 @@
-"""The one attention op: any plan, any implementation."""
+"""Attention over a plan, by any implementation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .validate import check_contents, check_inputs
 logger = logging.getLogger(__name__)
 
 IMPLS = ("auto", "torch", "triton", "reference")
-NO_PARTIAL = "cannot test keys against boxes in partial tiles"
+PARTIAL_UNSUPPORTED = "cannot test keys against boxes in partial tiles"
 
 
 def attend(
@@ -43,12 +43,12 @@ def attend(
         plan ([`Plan`]): built for S tokens, on the device of `query`.
         scale (`float`, *optional*, defaults to `D ** -0.5`): multiplies the scores.
         impl (`str`, *optional*, defaults to `"auto"`): `"torch"`, `"triton"`, `"reference"` (float64, quadratic), or
-            `"auto"`, which chooses by device and logs why: one dense call where the plan keeps every key, on a CPU
-            with the plan's mask for up to 1024 tokens of which it keeps most; else Triton on a GPU and torch
-            elsewhere. The result is the plan's own in any case. A name that is asked for never falls back.
+            `"auto"`, which chooses by device and logs the reason: one dense call for a plan that keeps every key, on a
+            CPU also, with the plan as a mask, for up to 1024 tokens of which the plan keeps most; else Triton on a GPU
+            and torch elsewhere. The result is that of the plan in any case. An explicit name never falls back.
         return_lse (`bool`, *optional*, defaults to `False`): also return the log-sum-exp of the scores.
-        check (`bool`, *optional*, defaults to `False`): look at every entry of the plan first, see
-            [`~kernels.validate.check_contents`]; for debugging. Without it, shapes, dtypes and devices are checked.
+        check (`bool`, *optional*, defaults to `False`): check every entry of the plan first, see
+            [`~kernels.validate.check_contents`]; for debugging. Shapes, dtypes and devices are always checked.
 
     Returns:
         `torch.Tensor`: out `(B, S, H, D)` in the dtype of `query`; with `return_lse` also lse `(B, H, S)` in float32
@@ -56,7 +56,7 @@ def attend(
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit each other or the plan, or an unknown `impl`.
-        NotImplementedError: the plan needs what the named `impl` cannot do.
+        NotImplementedError: the named `impl` cannot run this plan.
     """
     if torch.compiler.is_compiling():
         out, lse = attend_operator(query, key, value, plan.handle, scale, impl, check)
@@ -65,7 +65,7 @@ def attend(
     if check:
         check_contents(plan)
     if impl in IMPLS and 0 in (query.shape[0], query.shape[2]):
-        out, lse = _attend_nothing(query, key, value, impl)
+        out, lse = _attend_empty(query, key, value, impl)
         return (out, lse) if return_lse else out
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     why = why_dense(plan, query, key, value, return_lse) if impl == "auto" else None
@@ -81,7 +81,7 @@ def attend(
     return (out, lse) if return_lse else out
 
 
-def _attend_nothing(query: Tensor, key: Tensor, value: Tensor, impl: str) -> tuple[Tensor, Tensor]:
+def _attend_empty(query: Tensor, key: Tensor, value: Tensor, impl: str) -> tuple[Tensor, Tensor]:
     """Out and lse of no batch entries or no heads, differentiable."""
     nothing = key.sum() + value.sum()
     dtype = empty_outputs(query, impl)[1].dtype
@@ -89,7 +89,7 @@ def _attend_nothing(query: Tensor, key: Tensor, value: Tensor, impl: str) -> tup
 
 
 def empty_outputs(query: Tensor, impl: str) -> tuple[Tensor, Tensor]:
-    """Out and lse of [`attend`] before there is anything in them."""
+    """Uninitialised out and lse of [`attend`]."""
     batch, tokens, heads, _ = query.shape
     dtype = torch.float64 if impl == "reference" else torch.promote_types(query.dtype, torch.float32)
     return query.new_empty(query.shape), query.new_empty((batch, heads, tokens), dtype=dtype)
@@ -119,7 +119,7 @@ def check_impl(impl: str) -> None:
     """Raise unless `impl` is a name that [`attend`] knows."""
     if impl == "xformers":
         raise ValueError(
-            'xformers is no impl of sparse attention, it can run what stays dense: pip install "diffattn[xformers]", '
+            'xformers is no impl of sparse attention, it can run dense calls: pip install "diffattn[xformers]", '
             'then transformer.set_attention_backend("xformers")'
         )
     if impl not in IMPLS:
@@ -127,20 +127,22 @@ def check_impl(impl: str) -> None:
 
 
 def resolve_impl(impl: str, device: torch.device, plan: Plan | None = None, why_dense: str | None = None) -> str:
-    """The implementation that `impl` means on `device`, for `plan`; `"auto"` is explained in the log once.
+    """The implementation that `impl` stands for on `device` and for `plan`; the choice of `"auto"` is logged once.
 
-    `why_dense` makes it `"dense"`, which is no name to ask for.
+    With a reason `why_dense`, `"auto"` stands for `"dense"`, which users cannot name.
     """
     check_impl(impl)
-    lacking = plan is not None and plan.partial
-    if impl == "triton" and lacking:
-        raise NotImplementedError(f"impl='triton' {NO_PARTIAL}; use impl='torch' or strides that are whole tiles")
+    has_partial = plan is not None and plan.partial
+    if impl == "triton" and has_partial:
+        raise NotImplementedError(
+            f"impl='triton' {PARTIAL_UNSUPPORTED}; use impl='torch' or strides that are whole tiles"
+        )
     if impl != "auto":
         return impl
     choice, reason = choose_impl(device) if why_dense is None else ("dense", why_dense)
-    if choice == "triton" and lacking:
-        choice, reason = "torch", f"the Triton kernels {NO_PARTIAL}"
-    _explain(choice, reason)
+    if choice == "triton" and has_partial:
+        choice, reason = "torch", f"the Triton kernels {PARTIAL_UNSUPPORTED}"
+    _log_choice(choice, reason)
     return choice
 
 
@@ -156,5 +158,5 @@ def choose_impl(device: torch.device) -> tuple[str, str]:
 
 
 @cache
-def _explain(choice: str, reason: str) -> None:
+def _log_choice(choice: str, reason: str) -> None:
     logger.info(f"impl='auto' runs {choice!r}: {reason}")

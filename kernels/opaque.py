@@ -1,4 +1,4 @@
-"""Operators that torch.compile does not look into: one node of its graph, and one of the backward graph."""
+"""Operators that torch.compile does not trace into: one node in its graph and one in the backward graph."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def opaque_operator(
 ) -> Callable[[Callable[..., Outputs]], torch.library.CustomOpDef]:
     """Decorator that makes an operator of an eager function, whose annotations become its schema.
 
-    The backward runs the function again, with gradients: nothing but the arguments is kept for it.
+    The backward runs the function again, with gradients; only the arguments are saved for it.
 
     Args:
         name (`str`): `"namespace::name"`; the backward is the operator `"namespace::name_backward"`.
         fake (`Callable`): takes the same arguments and returns empty outputs of the right shapes and dtypes.
-        differentiable (`int`, *optional*, defaults to 3): how many arguments, two at least, have gradients. They come
+        differentiable (`int`, *optional*, defaults to 3): number of arguments with gradients, at least two. They come
             first and are tensors.
-        rerun (`Callable`, *optional*): what the backward runs in place of the function, with the same arguments, where
-            a second run must not count or log as the first one did.
+        rerun (`Callable`, *optional*): runs in the backward in place of the function, with the same arguments, if a
+            second run must not count or log again.
     """
 
     def define(forward: Callable[..., Outputs]) -> torch.library.CustomOpDef:
@@ -42,7 +42,7 @@ def opaque_operator(
 
 
 def _backward_operator(name: str, schema: str, forward: Callable, differentiable: int) -> torch.library.CustomOpDef:
-    """The gradients of `forward`: takes those of its outputs, then its arguments."""
+    """The operator of the gradients of `forward`: takes the gradients of its outputs, then its arguments."""
     arguments, returns = schema[1:].rsplit(") -> ", 1)
     outputs = returns.count("Tensor")
     incoming = ", ".join(f"Tensor grad_{index}" for index in range(outputs))
@@ -68,7 +68,7 @@ def _backward_operator(name: str, schema: str, forward: Callable, differentiable
 
 def gradients_of(run: Callable[..., Outputs], inputs: Sequence[Tensor], grads: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Gradients of `run(*inputs)`, within an operator."""
-    # an operator runs below autograd, which has to be let in again
+    # operators run below autograd, which has to be enabled again
     with torch.enable_grad(), torch._C._SetExcludeDispatchKeyGuard(AUTOGRAD, False):
         leaves = [tensor.detach().requires_grad_() for tensor in inputs]
         return _contiguous(torch.autograd.grad(run(*leaves), leaves, grads))

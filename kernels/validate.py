@@ -1,4 +1,4 @@
-"""Checks of what attention is given: shapes always, what lists and rows hold for debugging."""
+"""Checks of the inputs of attention: shapes always, the contents of plans for debugging."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import Tensor
 from .plan.plan import Plan
 from .plan.tile_list import TileList
 
-WHOLE = (torch.int32, torch.int64)
-TILES = (torch.int16, *WHOLE)
+INTEGERS = (torch.int32, torch.int64)
+TILE_NUMBERS = (torch.int16, *INTEGERS)
 
 
 def check_inputs(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> None:
@@ -46,13 +46,13 @@ def _check_plan(query: Tensor, plan: Plan) -> None:
 
 
 def check_contents(plan: Plan) -> None:
-    """Raise where the contents of a plan cannot be run; shapes are checked when a plan is made.
+    """Raise if the contents of a plan are wrong; the shapes are checked when a plan is made.
 
     Raises:
-        TypeError: a dtype that indices, counts or masks cannot have.
+        TypeError: a wrong dtype of indices, counts or masks.
         ValueError: counts out of range, tiles outside of their level or twice in a list, rows that are no tokens, an
-            order that is not one, boxes or weights that are no numbers. The message names the tensor, the place and
-            the value.
+            order that omits or repeats a token, weights that are not finite. The message names the tensor, the place
+            and the value.
     """
     _check_rows("order", plan.order, plan.tokens)
     _check_order(plan.order, plan.tokens)
@@ -67,7 +67,7 @@ def check_contents(plan: Plan) -> None:
 
 
 def _check_rows(name: str, rows: Tensor, tokens: int) -> None:
-    _check_dtype(name, rows, WHOLE)
+    _check_dtype(name, rows, INTEGERS)
     _check(name, rows, (rows >= -1) & (rows < tokens), f"must be tokens from 0 to {tokens - 1}, or -1 for padding")
 
 
@@ -85,8 +85,8 @@ def _check_order(order: Tensor, tokens: int) -> None:
 
 
 def _check_lists(name: str, lists: TileList, tiles: int) -> None:
-    _check_dtype(f"counts of the {name}", lists.counts, WHOLE)
-    _check_dtype(f"indices of the {name}", lists.indices, TILES)
+    _check_dtype(f"counts of the {name}", lists.counts, INTEGERS)
+    _check_dtype(f"indices of the {name}", lists.indices, TILE_NUMBERS)
     width = lists.indices.shape[-1]
     fits = (lists.counts >= 0) & (lists.counts <= width)
     _check(f"counts of the {name}", lists.counts, fits, f"must be from 0 to {width}, the entries there are")

@@ -17,11 +17,11 @@ from diffattn.guidance.scope import guidance_scope
 
 
 class StableDiffusion3GuidedPipeline(StableDiffusion3Pipeline):
-    """`StableDiffusion3Pipeline`, whose call may be guided and is as before afterwards.
+    """`StableDiffusion3Pipeline` whose call takes guidance; afterwards the pipeline is as before.
 
     Args:
         diffattn_config (`dict`, *optional*): the arguments of [`guide`] for this call, such as heads, layers and
-            scale; `{}` is the preset of the model, None leaves things as they are.
+            scale; `{}` is the preset of the model, None changes nothing.
         args, kwargs: as `StableDiffusion3Pipeline` takes them.
     """
 

@@ -30,7 +30,7 @@ class WanSparseDenoiseStep(WanDenoiseStep):
 
     @property
     def loop_inputs(self) -> list[InputParam]:
-        """Of the whole loop."""
+        """Inputs of the whole loop."""
         return [*super().loop_inputs, METHOD, SCHEDULE]
 
     def __call__(self, components: Any, state: Any) -> tuple[Any, Any]:

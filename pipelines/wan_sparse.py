@@ -18,11 +18,11 @@ from diffattn.integration.scope import sparse_attention_scope
 
 
 class WanSparsePipeline(WanPipeline):
-    """`WanPipeline`, whose call takes a method and is as before afterwards.
+    """`WanPipeline` whose call takes a method; afterwards the pipeline is as before.
 
     Args:
         diffattn_config (`str` or [`AttentionConfig`], *optional*, defaults to `"auto"`): a method for this call;
-            None leaves things as they are.
+            None changes nothing.
         diffattn_schedule ([`Schedule`], *optional*): dense steps and layers of this call.
         args, kwargs: as `WanPipeline` takes them.
     """

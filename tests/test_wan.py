@@ -95,7 +95,7 @@ def test_a_second_enable_replaces_the_first(inputs):
 
 @pytest.mark.parametrize("thing", [torch.nn.Linear(2, 2), 3, text_to_video(transformer=None)])
 def test_what_cannot_be_served_is_named(thing):
-    message = f"diffattn cannot serve {type(thing).__name__}.*WanTransformer3DModel"
+    message = f"diffattn does not support {type(thing).__name__}.*WanTransformer3DModel"
     for call in (diffattn.enable, diffattn.disable, diffattn.summary):
         with pytest.raises(TypeError, match=message):
             call(thing)
@@ -124,7 +124,7 @@ def test_a_bad_call_changes_nothing(inputs, options, error, message):
 
 
 def test_apply_and_remove_take_transformers_only():
-    with pytest.raises(TypeError, match="diffattn cannot serve WanPipeline"):
+    with pytest.raises(TypeError, match="diffattn does not support WanPipeline"):
         diffattn.apply_sparse_attention(text_to_video(), "radial")
     model = tiny_transformer()
     before = processors(model)

@@ -1,4 +1,4 @@
-"""Queries, keys and values of a model as it runs: what methods are judged on."""
+"""The queries, keys and values of a model while it runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class AttentionCall:
     Args:
         name (`str`): qualified name of the attention module.
         layer (`int`): its number among the self-attention layers.
-        step (`int`, *optional*): denoising step, from 0; None where nobody knows it.
+        step (`int`, *optional*): denoising step, from 0; None where it is unknown.
         grid ([`TokenGrid`]): where the S tokens sit.
         query (`torch.Tensor`): `(B, S, H, D)` after norm and RoPE, on the CPU, in the dtype of the model.
         key, value (`torch.Tensor`): `(B, S, Hkv, D)`.
@@ -43,11 +43,11 @@ class AttentionCall:
 
 
 class Recorder(AttentionHandler):
-    """Keeps what attention is given; the model computes it as always.
+    """Records the inputs of attention; the model computes its outputs as always.
 
     Args:
         keep (`Callable`): from layer and step to whether a call is kept.
-        pipe (`DiffusionPipeline` or `ModelMixin`): whose scheduler tells the step where the pipeline does not.
+        pipe (`DiffusionPipeline` or `ModelMixin`): its scheduler gives the step where the pipeline does not.
     """
 
     def __init__(self, keep: Callable[[int, int | None], bool], pipe: Any) -> None:
@@ -81,7 +81,7 @@ def capture(pipe: Any, keep: Callable[[int, int | None], bool] | None = None) ->
         `list[AttentionCall]`: filled while the pipeline runs.
 
     Raises:
-        TypeError: `pipe` is nothing diffattn can serve.
+        TypeError: `pipe` has no supported transformer.
         ValueError: sparse attention is enabled in it.
 
     Example:

@@ -29,7 +29,7 @@ def densities(
         pipe, inputs, config, schedule, impl, seed: as in [`run_trial`].
 
     Returns:
-        `torch.Tensor`: `(layers, steps)` float64, the share of the dense query-key products that the calls of a layer
+        `torch.Tensor`: `(layers, steps)` float64, the share of all query-key products that the calls of a layer
         computed in a step: 1 where it was dense, NaN where it was not called. Layers of several transformers follow
         each other.
 
@@ -51,7 +51,7 @@ def densities(
 
 
 def _share(layer: Layer, earlier: dict[Layer, tuple[float, int]]) -> float:
-    """What the calls since the last look computed."""
+    """The share that the calls of a layer computed since the last time."""
     attended, calls = earlier.get(layer, (0.0, 0))
     earlier[layer] = layer.attended, layer.calls
     return (layer.attended - attended) / (layer.calls - calls) if layer.calls > calls else float("nan")

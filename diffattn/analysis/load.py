@@ -42,19 +42,19 @@ def _prefer_fast_convolutions(vae: torch.nn.Module) -> None:
 
 
 def check_frames(pipe: Any, frames: int | None) -> None:
-    """Raise where the VAE cannot make this number of frames; the pipeline would round it silently."""
+    """Raise where the VAE cannot produce this number of frames; the pipeline would round it silently."""
     stride = getattr(pipe, "vae_scale_factor_temporal", 1)
     if frames is not None and (frames - 1) % stride:
         below = frames - (frames - 1) % stride
         raise CommandError(f"frames must be {below} or {below + stride} (1 + a multiple of {stride}), not {frames}")
 
 
-def place(device: str | None, dtype: str | None) -> tuple[str, str]:
-    """Device and dtype, the best there is where not given."""
+def device_and_dtype(device: str | None, dtype: str | None) -> tuple[str, str]:
+    """Device and dtype, by default the GPU in bfloat16 if there is one."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return device, dtype or ("float32" if device == "cpu" else "bfloat16")
 
 
 def default_fps(model: str) -> int:
-    """Frames a second of a video nobody gave a rate for."""
+    """Frames per second of the videos of a model, if not given."""
     return TINY_FPS if model == TINY else 16

@@ -19,12 +19,12 @@ BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 @dataclass(frozen=True)
 class Comparison:
-    """What [`compare_videos`] found, a number for every frame.
+    """The result of [`compare_videos`], a number for every frame.
 
     Args:
         psnr (`list[float]`): dB, infinite where two frames are equal.
         ssim, ms_ssim (`list[float]`): 1 where two frames are equal.
-        scales (`int`): of MS-SSIM, 5 unless the frames are too small for that.
+        scales (`int`): number of scales of MS-SSIM, 5 unless the frames are too small for that.
     """
 
     psnr: list[float]

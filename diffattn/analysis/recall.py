@@ -24,8 +24,8 @@ class Recall:
     Args:
         layer (`int`): number of the self-attention layer.
         density (`float`): of the plan.
-        exact (`torch.Tensor`): `(H,)`, share of the dense attention mass on keys that the plan has one by one.
-        seen (`torch.Tensor`): `(H,)`, the same with those that it has in means of several keys.
+        exact (`torch.Tensor`): `(H,)`, share of the dense attention mass on keys that the plan sees one by one.
+        seen (`torch.Tensor`): `(H,)`, the same, with keys that it sees in a mean of several added.
         error (`torch.Tensor`): `(H,)`, norm of the difference of the outputs over the norm of the dense one.
     """
 
@@ -38,7 +38,7 @@ class Recall:
 
 @torch.no_grad()
 def attention_recall(call: AttentionCall, config: AttentionConfig) -> Recall:
-    """What `config` keeps of a captured call, at `QUERIES` of its queries, mean of the batch.
+    """What `config` keeps of a captured call, at `QUERIES` of its queries, averaged over the batch.
 
     Args:
         call ([`~analysis.capture.AttentionCall`]): S tokens.
@@ -82,7 +82,7 @@ def _norm(rows: Tensor) -> Tensor:
 
 
 def _levels(plan: Plan, queries: Tensor, batch: int, heads: int) -> Tensor:
-    """`(B, H, n, S)` pool at which each key is seen, 0 for not at all."""
+    """`(B, H, n, S)`, the pool at which each query sees each key, 0 where it does not."""
     keys = torch.arange(plan.tokens)
     levels = [sampled_levels(plan, queries, keys, b, h) for b in range(batch) for h in range(heads)]
     return torch.stack(levels).unflatten(0, (batch, heads))

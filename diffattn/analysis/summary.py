@@ -53,7 +53,7 @@ class Summary:
 
     @property
     def computed(self) -> float | None:
-        """The same of all products, those with text included."""
+        """Mean share of all products in the sparse calls, text included."""
         return _mean([(layer.computed, layer.sparse_calls) for layer in self._layers() if layer.sparse_calls])
 
     @property
@@ -121,7 +121,7 @@ def summary(pipe: Any) -> Summary:
         pipe (`DiffusionPipeline` or `ModelMixin`): what [`enable`] or [`guide`] was given.
 
     Raises:
-        TypeError: `pipe` is nothing diffattn can serve.
+        TypeError: `pipe` has no supported transformer.
     """
     models, session = [], None
     transformers = find_transformers(pipe)
@@ -135,7 +135,7 @@ def summary(pipe: Any) -> Summary:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the result depends on."""
+    """Versions of the packages that the result depends on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""Queries, keys and values with the structure of video: what methods are measured on where no model is at hand."""
+"""Queries, keys and values with the structure of video, to measure methods without a model."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def structured_qkv(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Random fields with noise, normed as after an RMS norm, with 3-D rotary embedding.
 
-    Head h has the correlation lengths, noise and gain of `HEADS[h % 4]`: some heads look at a small neighbourhood in
-    space and time, some at everything. Independent noise has no such structure, and no block method means anything
-    on it. One octave is a smooth field, which flatters whatever averages neighbours; further octaves add fields of
-    half the length and `PERSISTENCE` of the amplitude each (fractal noise): edges and texture. Text tokens are noise.
+    Head h has the correlation lengths, noise and gain of `HEADS[h % 4]`: some heads attend to a small neighbourhood
+    in space and time, some to everything. Block methods need such structure, which independent noise lacks. One octave
+    is a smooth field, which favours methods that average neighbours; each further octave adds a field of half the
+    length and `PERSISTENCE` of the amplitude (fractal noise): edges and texture. Text tokens are noise.
 
     Args:
         grid ([`TokenGrid`]): S tokens.
@@ -35,7 +35,7 @@ def structured_qkv(
         dim (`int`, *optional*, defaults to 64): D, even.
         batch (`int`, *optional*, defaults to 1): B independent samples.
         seed (`int`, *optional*, defaults to 0): the same numbers on every run.
-        octaves (`int`, *optional*, defaults to 1): how rough the fields are; values have them as well.
+        octaves (`int`, *optional*, defaults to 1): roughness of the fields, those of the values included.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: query, key, value, each `(B, S, H, D)` float32.

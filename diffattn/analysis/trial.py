@@ -1,4 +1,4 @@
-"""One run of a pipeline, dense or sparse: what came out and what it cost."""
+"""One run of a pipeline, dense or sparse: its video and its cost."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Trial:
         frames (`np.ndarray`): `(frames, height, width, 3)` float32 from 0 to 1.
         seconds (`float`): of the whole call: text encoder, denoising, VAE.
         density (`float`): of the sparse calls, 1 for a dense run.
-        attention_computed (`float`): share of the dense query-key products computed, dense steps and layers included.
-        plans (`dict[int, Plan]`): the last one of each sparse layer by its number, on the CPU; only
-            where plans were to be kept.
+        attention_computed (`float`): share of all query-key products computed, dense steps and layers included.
+        plans (`dict[int, Plan]`): the last plan of each sparse layer by its number, on the CPU; only
+            with `keep_plans`.
     """
 
     frames: np.ndarray
@@ -40,7 +40,7 @@ class Trial:
 
     @property
     def plan(self) -> Plan | None:
-        """That of the middle sparse layer."""
+        """The plan of the middle sparse layer."""
         planned = list(self.plans.values())
         return planned[len(planned) // 2] if planned else None
 
@@ -72,14 +72,14 @@ def run_trial(
         config ([`AttentionConfig`], *optional*): the method, dense if not given.
         schedule, impl: as in [`enable`].
         seed (`int`, *optional*, defaults to 0): of the CPU generator.
-        on_step (`Callable[[int, int], None]`, *optional*): told `(steps done, steps)` after every step; what it raises
-            ends the run there.
-        keep_plans (`bool`, *optional*, defaults to `False`): give the last plan of every sparse layer, which takes
+        on_step (`Callable[[int, int], None]`, *optional*): called with `(steps done, steps)` after every step; an
+            exception from it ends the run.
+        keep_plans (`bool`, *optional*, defaults to `False`): keep the last plan of every sparse layer, which takes
             memory.
 
     Raises:
-        TypeError: a transformer that diffattn does not serve, or a pipeline that makes no video or, with `on_step`,
-            does not call back after its steps.
+        TypeError: an unsupported transformer, or a pipeline that makes no video or, with `on_step`, has no callback
+            after its steps.
     """
     if on_step is not None:
         inputs = {**inputs, "callback_on_step_end": _callback(pipe, on_step)}

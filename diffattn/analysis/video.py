@@ -14,7 +14,7 @@ LARGEST_GAIN = 16
 
 
 def read_video(path: Path) -> tuple[np.ndarray, float]:
-    """The frames `(frames, height, width, 3)` uint8 and the frames a second of a video file.
+    """The frames `(frames, height, width, 3)` uint8 and the frames per second of a video file.
 
     Raises:
         OSError: there is no such file.

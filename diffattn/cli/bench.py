@@ -11,13 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from ..analysis.errors import CommandError, user_errors
-from ..analysis.load import TINY, check_frames, load_pipeline, place
+from ..analysis.load import TINY, check_frames, device_and_dtype, load_pipeline
 from ..analysis.metrics import Comparison, compare_videos
 from ..analysis.summary import versions
 from ..analysis.trial import Trial, run_trial
 from ..methods import METHODS
 from . import settings
-from .output import write_whole
+from .output import write_atomically
 
 PROMPT = "a red circle moves right over a blue background"
 WARM_UP_STEPS = 2
@@ -41,7 +41,7 @@ class Contender:
 def bench(
     method: Annotated[list[str] | None, typer.Option(help="A method; repeat it for more, all if not given.")] = None,
     prompt: Annotated[str, typer.Option(help="What the videos show.")] = PROMPT,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The .md or .json to write too.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A .md or .json file to write.")] = None,
     repeats: Annotated[int, typer.Option(help="Runs of each; the table has the medians.")] = 3,
     model: settings.Model = TINY,
     density: settings.Density = None,
@@ -59,18 +59,18 @@ def bench(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Time whole runs of dense attention and of each method by turns, and measure how far the videos are apart."""
+    """Time whole runs of dense attention and of each method in turns, and measure how far the videos are apart."""
     _check(output, force, repeats)
     sizes = {"height": height, "width": width, "num_frames": frames, "num_inference_steps": steps}
     inputs = {"prompt": prompt, **settings.pipeline_options(model, sizes, None, guidance_scale)}
     names = list(dict.fromkeys(method or sorted(METHODS)))
     if "dense" in names:
-        raise CommandError("dense is always run, --method names what is compared with it")
+        raise CommandError("dense is always run, --method names the methods that are compared with it")
     contenders = [Contender("dense", None, [])]
     for name in names:
         sparse = settings.attention(name, density, dense_start, 0.0, dense_layers, impl)
         contenders.append(Contender(name, sparse, []))
-    device, dtype = place(device, dtype)
+    device, dtype = device_and_dtype(device, dtype)
     pipe = load_pipeline(model, device, dtype)
     pipe.set_progress_bar_config(disable=True)
     check_frames(pipe, inputs.get("num_frames"))
@@ -81,7 +81,7 @@ def bench(
     texts = {".json": json.dumps(about, indent=2) + "\n", ".md": _markdown(about)}
     if output is not None:
         with user_errors(OSError):
-            write_whole(output, lambda partial: Path(partial).write_text(texts[output.suffix], encoding="utf-8"))
+            write_atomically(output, lambda partial: Path(partial).write_text(texts[output.suffix], encoding="utf-8"))
     typer.echo(texts[".json" if as_json else ".md"], nl=False)
 
 
@@ -99,7 +99,7 @@ def _check(output: Path | None, force: bool, repeats: int) -> None:
 
 
 def _run(pipe: Any, contenders: list[Contender], inputs: dict, seed: int, repeats: int) -> None:
-    """By turns, so that other work of the machine falls on all; a short run of each first, to compile and allocate."""
+    """In turns, so that other load affects all alike; first a short run of each, to compile and allocate."""
     turns = [(contender, turn) for turn in range(repeats + 1) for contender in contenders]
     short = {**inputs, "num_inference_steps": WARM_UP_STEPS}
     with typer.progressbar(turns, label="bench", file=typer.get_text_stream("stderr")) as bar:
@@ -126,7 +126,7 @@ def _result(contender: Contender, dense: Contender) -> dict:
 
 
 def _markdown(about: dict) -> str:
-    """The setting in a line, and the table."""
+    """The settings in one line, and the table."""
     names = ("model", "device", "dtype", "width", "height", "num_frames", "num_inference_steps", "repeats")
     setting = ", ".join(f"{name.replace('_', ' ')} {about[name]}" for name in names if name in about)
     packages = ", ".join(f"{name} {version}" for name, version in about["versions"].items())

@@ -11,20 +11,20 @@ import numpy as np
 import typer
 
 from ..analysis.errors import CommandError, user_errors
-from ..analysis.load import TINY, check_frames, default_fps, load_pipeline, place
+from ..analysis.load import TINY, check_frames, default_fps, device_and_dtype, load_pipeline
 from ..analysis.metrics import compare_videos
 from ..analysis.trial import run_trial
 from ..analysis.video import difference_strip, read_video, side_by_side
 from . import settings
-from .output import check_output, write_video, write_whole
+from .output import check_output, write_atomically, write_video
 
 VIDEO, STRIP = "side_by_side.mp4", "difference.png"
 WITHOUT_MODEL = ("a", "b", "output", "force", "as_json")
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A video, the reference it is measured against, and what is known of them."""
+class VideoPair:
+    """A video, the reference it is measured against, and the facts about both for the sidecar."""
 
     names: tuple[str, str]
     video: np.ndarray
@@ -69,8 +69,8 @@ def compare(
         options = settings.pipeline_options(model, sizes, None, guidance_scale)
         sparse = settings.attention(method, density, dense_start, 0.0, dense_layers, impl)
         if sparse is None:
-            raise CommandError("--method must be a sparse one: dense is what it is compared with")
-        pair = _generate(prompt, model, sparse, options, seed, *place(device, dtype))
+            raise CommandError("--method must name a sparse method, which is compared with dense")
+        pair = _generate(prompt, model, sparse, options, seed, *device_and_dtype(device, dtype))
     with user_errors(ValueError, ImportError):
         comparison = compare_videos(pair.video, pair.reference)
     about = {"video": pair.names[0], "reference": pair.names[1], **pair.about, **comparison.to_dict()}
@@ -95,19 +95,19 @@ def _check_arguments(context: typer.Context, a: Path | None, b: Path | None, pro
         return
     for name in context.params:
         if name not in WITHOUT_MODEL and context.get_parameter_source(name).name != "DEFAULT":
-            raise CommandError(f"--{name.replace('_', '-')} is for --prompt, two files are only read")
+            raise CommandError(f"--{name.replace('_', '-')} goes with --prompt, not with two files")
 
 
-def _read(a: Path, b: Path) -> Pair:
+def _read(a: Path, b: Path) -> VideoPair:
     with user_errors(OSError, ValueError):
         (video, fps), (reference, _) = read_video(a), read_video(b)
     names = (a.name, b.name) if a.name != b.name else (str(a), str(b))
-    return Pair(names, video, reference, fps)
+    return VideoPair(names, video, reference, fps)
 
 
 def _generate(
     prompt: str, model: str, sparse: settings.Attention, options: dict, seed: int, device: str, dtype: str
-) -> Pair:
+) -> VideoPair:
     pipe = load_pipeline(model, device, dtype)
     check_frames(pipe, options.get("num_frames"))
     config, schedule, impl = sparse
@@ -116,7 +116,7 @@ def _generate(
         reference = run_trial(pipe, inputs, seed=seed)
         video = run_trial(pipe, inputs, config, schedule=schedule, impl=impl, seed=seed)
     about = {"model": model, "seed": seed, **inputs, config.method: video.to_dict(), "dense": reference.to_dict()}
-    return Pair((config.method, "dense"), video.frames, reference.frames, default_fps(model), about)
+    return VideoPair((config.method, "dense"), video.frames, reference.frames, default_fps(model), about)
 
 
 def _check_folder(folder: Path, force: bool) -> None:
@@ -129,9 +129,9 @@ def _check_folder(folder: Path, force: bool) -> None:
         raise CommandError(f"{folder / STRIP} exists; --force overwrites it")
 
 
-def _write(folder: Path, pair: Pair, about: dict) -> list[str]:
+def _write(folder: Path, pair: VideoPair, about: dict) -> list[str]:
     folder.mkdir(exist_ok=True)
     strip = difference_strip(pair.video, pair.reference, pair.names)
     write_video(folder / VIDEO, side_by_side(dict(zip(pair.names, (pair.video, pair.reference)))), pair.fps, about)
-    write_whole(folder / STRIP, lambda partial: strip.save(partial))
+    write_atomically(folder / STRIP, lambda partial: strip.save(partial))
     return [str(folder / name) for name in (VIDEO, STRIP)]

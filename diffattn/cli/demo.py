@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..analysis.errors import CommandError, user_errors
-from ..analysis.load import place
+from ..analysis.load import device_and_dtype
 from . import settings
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -35,7 +35,7 @@ def demo(
     with user_errors(ImportError):
         from ..demo import Limits, Models, Worker, build_demo, launch
     given = {"side": max_side, "frames": max_frames, "steps": max_steps, "seconds": max_seconds, "queue": max_queue}
-    device, dtype = place(device, dtype)
+    device, dtype = device_and_dtype(device, dtype)
     with user_errors(ValueError):
         limits = replace(Limits.of(device), **{name: value for name, value in given.items() if value is not None})
         local = host in LOCAL and not share

@@ -10,7 +10,7 @@ import typer
 from torch import Tensor
 
 from ..analysis.errors import CommandError, user_errors
-from ..analysis.load import TINY, check_frames, load_pipeline, place
+from ..analysis.load import TINY, check_frames, device_and_dtype, load_pipeline
 from . import settings
 from .output import check_png
 from .recall import PROMPT
@@ -21,7 +21,7 @@ def density(
     method: Annotated[str, typer.Option(help="Attention method.")] = "auto",
     density: settings.Density = None,
     dense_start: settings.DenseStart = 0.2,
-    dense_end: Annotated[float, typer.Option(help="Share of last steps that stay dense, from 1 up a count.")] = 0.0,
+    dense_end: Annotated[float, typer.Option(help="Dense last steps: a share below 1, or a count.")] = 0.0,
     dense_layers: settings.DenseLayers = 1,
     impl: settings.Impl = "auto",
     model: settings.Model = TINY,
@@ -34,17 +34,17 @@ def density(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Run a model sparsely on PROMPT and tell what share of its attention every layer computed in every step."""
+    """Run a model sparsely on PROMPT and print the share of the attention that every layer computes in every step."""
     if output is not None:
         check_png(output, force)
     sizes = {"num_frames": frames, "num_inference_steps": steps}
     inputs = settings.pipeline_options(model, sizes, None, None) | {"prompt": prompt}
     sparse = settings.attention(method, density, dense_start, dense_end, dense_layers, impl)
     if sparse is None:
-        raise CommandError("--method dense computes all of it in every layer and step")
-    pipe = load_pipeline(model, *place(device, dtype))
+        raise CommandError("--method must name a sparse method: dense attention has density 1")
+    pipe = load_pipeline(model, *device_and_dtype(device, dtype))
     check_frames(pipe, frames)
-    shares = _watch(pipe, inputs, sparse, seed)
+    shares = _densities(pipe, inputs, sparse, seed)
     if output is not None:
         from ..analysis.pictures import draw_densities
 
@@ -61,7 +61,7 @@ def density(
             typer.echo(f"{layer:<5}  {known.min():.3f}  {known.mean():.3f}  {known.max():.3f}")
 
 
-def _watch(pipe: Any, inputs: dict, sparse: settings.Attention, seed: int) -> Tensor:
+def _densities(pipe: Any, inputs: dict, sparse: settings.Attention, seed: int) -> Tensor:
     from ..analysis.density import densities
 
     config, schedule, impl = sparse

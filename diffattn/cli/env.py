@@ -1,4 +1,4 @@
-"""`diffattn env`: what is installed and what would run."""
+"""`diffattn env`: versions, device and the kernels that would run."""
 
 from __future__ import annotations
 

@@ -12,11 +12,11 @@ import torch
 import typer
 
 from ..analysis.errors import user_errors
-from ..analysis.load import TINY, check_frames, default_fps, load_pipeline, place
+from ..analysis.load import TINY, check_frames, default_fps, device_and_dtype, load_pipeline
 from ..analysis.summary import Summary, versions
 from ..analysis.summary import summary as make_summary
 from ..integration.apply import enable
-from .heads import Heads, Preset, Scale, Strength, check_heads, guide_with
+from .guidance_options import Heads, Preset, Scale, Strength, check_heads, guide_with
 from .output import check_output, sidecar_path, write_video
 from .settings import Attention, attention, pipeline_options
 
@@ -24,18 +24,18 @@ from .settings import Attention, attention, pipeline_options
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the video shows.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The mp4 to write; a .json goes beside it.")],
-    negative_prompt: Annotated[str, typer.Option(help="What it should not show.")] = "",
+    negative_prompt: Annotated[str, typer.Option(help="What the video should not show.")] = "",
     model: Annotated[str, typer.Option(help="Hub id or pipeline folder; 'tiny' is the embedded model.")] = TINY,
     method: Annotated[str, typer.Option(help="Attention method, or 'dense'.")] = "auto",
-    density: Annotated[float | None, typer.Option(help="Share of attention to compute, 0 to 1.")] = None,
-    dense_start: Annotated[float, typer.Option(help="Share of first steps that stay dense, from 1 up a count.")] = 0.2,
-    dense_end: Annotated[float, typer.Option(help="Share of last steps that stay dense, from 1 up a count.")] = 0.0,
+    density: Annotated[float | None, typer.Option(help="Share of the products between visual tokens, 0 to 1.")] = None,
+    dense_start: Annotated[float, typer.Option(help="Dense first steps: a share below 1, or a count.")] = 0.2,
+    dense_end: Annotated[float, typer.Option(help="Dense last steps: a share below 1, or a count.")] = 0.0,
     dense_layers: Annotated[int, typer.Option(help="First layers that stay dense.")] = 1,
     impl: Annotated[str, typer.Option(help="auto, torch, triton or reference.")] = "auto",
     height: Annotated[int | None, typer.Option(help="Pixels; the model's own default if not given.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     frames: Annotated[int | None, typer.Option(help="Frames of the video.")] = None,
-    fps: Annotated[int | None, typer.Option(help="Frames a second; 8 for the embedded model, else 16.")] = None,
+    fps: Annotated[int | None, typer.Option(help="Frames per second; 8 for the embedded model, else 16.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance, 1 is off.")] = None,
     heads: Heads = None,
@@ -48,13 +48,13 @@ def generate(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the sidecar instead of the summary.")] = False,
 ) -> None:
-    """Turn PROMPT into an mp4 and a JSON file with all that is needed to make it again."""
+    """Turn PROMPT into an mp4, and write a JSON file with all that is needed to repeat it."""
     check_output(output, force)
     sizes = {"height": height, "width": width, "num_frames": frames, "num_inference_steps": steps}
     options = pipeline_options(model, sizes, fps, guidance_scale)
     sparse = attention(method, density, dense_start, dense_end, dense_layers, impl)
     check_heads(heads, guidance_preset, perturbation_scale, head_strength)
-    device, dtype = place(device, dtype)
+    device, dtype = device_and_dtype(device, dtype)
 
     pipe, load_seconds = _timed(lambda: load_pipeline(model, device, dtype))
     summary = _enable(pipe, sparse)
@@ -87,7 +87,7 @@ def generate(
         return
     if sparse:
         typer.echo(str(summary()))
-    typer.echo(f"{output}: {method}, {seconds:.1f} s; how to make it again: {sidecar_path(output)}")
+    typer.echo(f"{output}: {method}, {seconds:.1f} s; how to repeat it: {sidecar_path(output)}")
 
 
 def _enable(pipe: Any, sparse: Attention | None) -> Callable[[], Summary]:

@@ -10,7 +10,7 @@ import typer
 from accelerate import PartialState
 
 from ..analysis.errors import CommandError, user_errors
-from ..analysis.load import TINY, check_frames, load_pipeline, place
+from ..analysis.load import TINY, check_frames, device_and_dtype, load_pipeline
 from ..hunting import estimate
 from ..hunting import hunt as search
 from ..hunting.objectives import BUILT_IN, by_name
@@ -26,12 +26,12 @@ def hunt(
     rounds: Annotated[int, typer.Option(help="Rounds; each adds some heads.")] = 5,
     top_k: Annotated[int, typer.Option(help="Heads that a round adds.")] = 3,
     screen: Annotated[str, typer.Option(help="gradient: try only the best by gradient; none: try all.")] = "gradient",
-    keep: Annotated[float, typer.Option(help="Share of the heads that the screen keeps, above 1 a number.")] = 0.25,
+    keep: Annotated[float, typer.Option(help="Heads that the screen keeps: a share, or a number above 1.")] = 0.25,
     halving: Annotated[bool, typer.Option(help="Try all heads on few prompts, and fewer on more.")] = True,
     perturbation_scale: Annotated[float, typer.Option(help="w of the guidance by heads.")] = 3.0,
     head_strength: Annotated[float, typer.Option(help="u of the heads, above 0 to 1.")] = 1.0,
-    batch_size: Annotated[int, typer.Option(help="Candidates that are generated together.")] = 1,
-    resume: Annotated[Path | None, typer.Option(help="Folder of log and report, to go on from.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Candidates generated in one batch.")] = 1,
+    resume: Annotated[Path | None, typer.Option(help="Folder of log and report, from which to resume.")] = None,
     negative_prompt: Annotated[str, typer.Option(help="What the videos should not show.")] = "",
     height: Height = None,
     width: Width = None,
@@ -40,7 +40,7 @@ def hunt(
     guidance_scale: GuidanceScale = None,
     device: Device = None,
     dtype: Dtype = None,
-    only_estimate: Annotated[bool, typer.Option("--estimate", help="Only print what it would cost.")] = False,
+    only_estimate: Annotated[bool, typer.Option("--estimate", help="Only print the cost of the search.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -55,18 +55,18 @@ def hunt(
     with user_errors(ValueError):
         Settings(**chosen)
         wanted = by_name(objective)
-    device, dtype = place(device, dtype)
+    device, dtype = device_and_dtype(device, dtype)
     state = PartialState(cpu=device == "cpu")
     pipe = load_pipeline(model, str(state.device) if device == "cuda" else device, dtype)
     check_frames(pipe, options.get("num_frames"))
     chosen |= {"scale": perturbation_scale, "strength": head_strength, "batch_size": batch_size, **options}
     with user_errors(ValueError, TypeError):
         if only_estimate:
-            return _say_cost(estimate(pipe, texts, **chosen), as_json)
+            return _print_cost(estimate(pipe, texts, **chosen), as_json)
         try:
             found = search(pipe, wanted, texts, resume=resume, **chosen)
         except KeyboardInterrupt:
-            rest = f"; the same command goes on from {resume}" if resume else ", nothing was written"
+            rest = f"; the same command resumes from {resume}" if resume else ", nothing was written"
             raise CommandError(f"interrupted{rest}") from None
     if state.process_index:
         return
@@ -98,5 +98,5 @@ def _check_output(path: Path, force: bool) -> None:
         raise CommandError(f"{path} exists; --force overwrites it")
 
 
-def _say_cost(cost: Estimate, as_json: bool) -> None:
+def _print_cost(cost: Estimate, as_json: bool) -> None:
     typer.echo(json.dumps({"clips": cost.clips, "passes": cost.passes}, indent=2) if as_json else str(cost))

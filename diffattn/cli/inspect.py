@@ -24,10 +24,10 @@ def inspect(
     width: Annotated[int, typer.Option(help="Token columns of a frame.")] = 80,
     text: Annotated[int, typer.Option(help="Text tokens of the same sequence.")] = 0,
     text_first: Annotated[bool, typer.Option("--text-first", help="Text before the video.")] = False,
-    density: Annotated[float | None, typer.Option(help="Share of attention to compute, 0 to 1.")] = None,
+    density: Annotated[float | None, typer.Option(help="Share of the products between visual tokens, 0 to 1.")] = None,
     options: Annotated[str, typer.Option(help="The method's other options, as JSON.")] = "{}",
-    layer: Annotated[int, typer.Option(help="Self-attention layer; VMoBA's partitions take turns.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of the made-up queries and keys of methods that depend on them.")] = 0,
+    layer: Annotated[int, typer.Option(help="Self-attention layer; VMoBA partitions differ by layer.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of random queries and keys, where a method needs some.")] = 0,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The png to draw the map into.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -54,7 +54,7 @@ def inspect(
 
 
 def describe(chosen: AttentionConfig, grid: TokenGrid, plan: Plan) -> dict:
-    """What is printed, JSON-ready."""
+    """The facts that are printed, as JSON-ready values."""
     from ..methods import NeighborhoodConfig
 
     about = {

@@ -1,4 +1,4 @@
-"""Writing a result so that it is there whole, or not at all."""
+"""Writing results so that a file is complete or absent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_output(path: Path, force: bool) -> None:
 
 
 def sidecar_path(path: Path) -> Path:
-    """Where the JSON of a video lies: `clip.mp4` has `clip.json`."""
+    """The path of a video's JSON file: `clip.json` for `clip.mp4`."""
     return path.with_suffix(".json")
 
 
@@ -36,13 +36,13 @@ def write_video(path: Path, frames: list, fps: float, about: dict) -> None:
     """Write the video, then its sidecar; an interruption leaves neither half written."""
     from diffusers.utils import export_to_video
 
-    write_whole(path, lambda partial: export_to_video(frames, partial, fps=fps))
+    write_atomically(path, lambda partial: export_to_video(frames, partial, fps=fps))
     text = json.dumps(about, indent=2) + "\n"
-    write_whole(sidecar_path(path), lambda partial: Path(partial).write_text(text, encoding="utf-8"))
+    write_atomically(sidecar_path(path), lambda partial: Path(partial).write_text(text, encoding="utf-8"))
 
 
-def write_whole(path: Path, write: Callable[[str], object]) -> None:
-    """Let `write` fill a file beside `path`, then put it there in one go."""
+def write_atomically(path: Path, write: Callable[[str], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it to `path`."""
     handle, partial = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.stem}-", suffix=path.suffix)
     os.close(handle)
     try:
@@ -60,7 +60,7 @@ def _umask() -> int:
 
 
 def check_png(path: Path, force: bool) -> None:
-    """Raise unless a PNG can be written there."""
+    """Raise unless a PNG can be written at `path`."""
     if path.suffix.lower() != ".png":
         raise CommandError(f"the output must end in .png, got {str(path)!r}")
     if not path.absolute().parent.is_dir():

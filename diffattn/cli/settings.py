@@ -1,4 +1,4 @@
-"""Options that several commands have, and what is made of them before any model is loaded."""
+"""Options that several commands share, and their checks before any model is loaded."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..schedule import Schedule
 OPTION_NAMES = {"num_frames": "frames", "num_inference_steps": "steps"}
 
 Model = Annotated[str, typer.Option(help="Hub id or pipeline folder; 'tiny' is the embedded model.")]
-Density = Annotated[float | None, typer.Option(help="Share of attention to compute, 0 to 1.")]
-DenseStart = Annotated[float, typer.Option(help="Share of first steps that stay dense, from 1 up a count.")]
+Density = Annotated[float | None, typer.Option(help="Share of the products between visual tokens, 0 to 1.")]
+DenseStart = Annotated[float, typer.Option(help="Dense first steps: a share below 1, or a count.")]
 DenseLayers = Annotated[int, typer.Option(help="First layers that stay dense.")]
 Impl = Annotated[str, typer.Option(help="auto, torch, triton or reference.")]
 Height = Annotated[int | None, typer.Option(help="Pixels; the model's own default if not given.")]
@@ -33,7 +33,7 @@ Attention = tuple[AttentionConfig, Schedule, str]
 
 
 def pipeline_options(model: str, sizes: dict[str, int | None], fps: int | None, guidance: float | None) -> dict:
-    """Arguments of the pipeline that were given, over the defaults of the embedded model."""
+    """Arguments of the pipeline: those given, and the defaults of the embedded model."""
     for name, value in {**sizes, "fps": fps}.items():
         if value is not None and value < 1:
             raise CommandError(f"{OPTION_NAMES.get(name, name)} must be at least 1, got {value}")

@@ -21,7 +21,7 @@ LARGE = {"width": 832, "height": 480, "frames": 81}  # what the large models are
 
 
 def controls(worker: Worker) -> dict[str, gr.components.Component]:
-    """Components by the name of their field, in the order of [`Request`]; a new one needs a field there."""
+    """Components by the name of their field, in the order of [`Request`]."""
     made = _prompt() | _method() | _run(worker.limits.steps)
     with gr.Accordion("Guidance by heads", open=False, elem_id="guidance"):
         made |= _guidance(worker)
@@ -52,7 +52,7 @@ def _method() -> dict:
         api_visibility="private",
     )
     density = gr.Slider(
-        0.05, 1, DEFAULT.density, step=0.05, label="Density", info="Share of the attention that is computed"
+        0.05, 1, DEFAULT.density, step=0.05, label="Density", info="Share of the products between visual tokens"
     )
     dense_start = gr.Slider(
         0, 1, DEFAULT.dense_start, step=0.05, label="Dense start", info="Share of the first steps that stays dense"

@@ -10,7 +10,7 @@ LOCALHOST = "127.0.0.1"
 
 
 def launch(demo: gr.Blocks, host: str = LOCALHOST, port: int | None = None, share: bool = False, **options) -> tuple:
-    """Serve what [`build_demo`] made, to this machine alone unless told otherwise.
+    """Serve what [`build_demo`] made, by default to this machine only.
 
     Args:
         demo (`gr.Blocks`): the page.

@@ -1,4 +1,4 @@
-"""What one user may ask for, so that the machine serves the others too."""
+"""Limits of one request, so that other users get their turn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .request import Request
 
 LARGEST_SEED = 2**32 - 1
 LEAST_SIDE = 16
-WHOLE = ("steps", "seed", "width", "height", "frames")
+INTEGERS = ("steps", "seed", "width", "height", "frames")
 NUMBERS = ("density", "dense_start", "guidance_scale", "head_scale", "head_strength")
 HEAD = re.compile(r"\d{1,4}:\d{1,4}", re.ASCII)
 
@@ -25,8 +25,8 @@ class Limits:
         frames (`int`, *optional*, defaults to 65): frames of a video.
         steps (`int`, *optional*, defaults to 50): denoising steps.
         prompt (`int`, *optional*, defaults to 500): characters.
-        seconds (`int`, *optional*, defaults to 900): of both runs together; what takes longer is stopped.
-        queue (`int`, *optional*, defaults to 8): runs that wait.
+        seconds (`int`, *optional*, defaults to 900): of both runs together; longer ones are stopped.
+        queue (`int`, *optional*, defaults to 8): waiting runs.
     """
 
     side: int = 256
@@ -50,14 +50,14 @@ class Limits:
         """The request with whole numbers as `int` and every head once.
 
         Raises:
-            ValueError: names the first value that will not do, and the range.
+            ValueError: names the first wrong value and its range.
         """
         if not isinstance(request.prompt, str) or not request.prompt.strip():
             raise ValueError("Type a prompt first.")
         if len(request.prompt) > self.prompt:
             raise ValueError(f"The prompt may have {self.prompt} characters, this one has {len(request.prompt)}.")
-        for name in WHOLE:
-            request = replace(request, **{name: _whole(name, getattr(request, name))})
+        for name in INTEGERS:
+            request = replace(request, **{name: _integer(name, getattr(request, name))})
         for name in NUMBERS:
             _number(name, getattr(request, name))
         self._check_ranges(request)
@@ -82,7 +82,7 @@ class Limits:
                 raise ValueError(f"{_title(name)} must be from {least} to {most}, not {value}.")
 
 
-def _whole(name: str, value: Any) -> int:
+def _integer(name: str, value: Any) -> int:
     value = _number(name, value)
     if value != int(value):
         raise ValueError(f"{_title(name)} must be a whole number, not {value}.")

@@ -1,4 +1,4 @@
-"""Which models the page may load: nothing a user types is read outside the folder given for that."""
+"""Which models the page may load: no name that a user types is read outside of the given folder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ SUGGESTED = ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan-AI/Wan2.1-T2V-14B-Diffuser
 
 
 class Models:
-    """Turns what is typed into the model box into a folder to load.
+    """Turns the text of the model box into a folder to load.
 
     Args:
-        root (`Path`, *optional*): the one folder below which pipeline folders may be named.
+        root (`Path`, *optional*): the folder whose pipeline folders may be named.
         hub (`bool`, *optional*, defaults to `True`): whether hub ids may be downloaded; safetensors only, and never
             code of the repository.
     """

@@ -1,4 +1,4 @@
-"""What a user asks of the demo."""
+"""One request to the demo."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Request:
     Args:
         prompt (`str`): what the video shows.
         method (`str`): attention method.
-        density (`float`): share of the attention to compute in sparse calls.
+        density (`float`): share of the products between visual tokens to compute in sparse calls.
         dense_start (`float`): share of the first steps that stay dense.
         steps (`int`): denoising steps.
         seed (`int`): of both runs.

@@ -1,4 +1,4 @@
-"""Who is running what: one browser tab or API client is one session."""
+"""The runs of every session: a session is one browser tab or one API client."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-KEPT = 2  # runs of a session whose files stay, so that a download of the last but one can finish
+KEPT_RUNS = 2  # whose files stay: a download from the run before the last can finish
 
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run writes, and whether it was asked to stop."""
+    """The folder that a run writes to, and whether it was asked to stop."""
 
     folder: Path
     stop: threading.Event = field(default_factory=threading.Event)
 
 
 class Sessions:
-    """The runs of every session, below one temporary folder that goes with this object.
+    """The runs of every session, below one temporary folder that is removed with this object.
 
     Args:
         parent (`str`, *optional*): where to make that folder; that of temporary files if not given.
@@ -45,7 +45,7 @@ class Sessions:
         with self._lock:
             runs = self._runs[session]
             runs.append(run)
-            old, runs[:] = runs[:-KEPT], runs[-KEPT:]
+            old, runs[:] = runs[:-KEPT_RUNS], runs[-KEPT_RUNS:]
         _remove(old)
         return run
 

@@ -1,4 +1,4 @@
-"""How the page looks; fonts of the system only, nothing is fetched."""
+"""The style of the page; it uses system fonts only and fetches nothing."""
 
 import gradio as gr
 

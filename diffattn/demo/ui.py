@@ -8,15 +8,15 @@ from html import escape
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from . import controls, report
-from .heads import head_at, toggled
+from . import controls, display
+from .head_maps import head_at, toggled
 from .request import Request
 from .sessions import Sessions
-from .worker import DENSE, Compared, Failed, Made, Progress, Stopped, Worker
+from .worker import DENSE, ComparisonReady, Failed, Progress, Stopped, VideoReady, Worker
 
 HEAD = """
 # diffattn
-One prompt and one seed, with dense attention and with a sparse method: what is saved, and how close the result stays.
+One prompt and one seed, with dense attention and with a sparse method: how much is saved, how close the result is.
 """
 READY = "Ready. Generates the dense video first, then the sparse one."
 
@@ -25,7 +25,7 @@ def build_demo(worker: Worker | None = None) -> gr.Blocks:
     """The demo as Gradio Blocks, not launched; [`launch`] adds the theme and the bounds of the queue.
 
     Args:
-        worker ([`Worker`], *optional*): what generates; one with the embedded model if not given.
+        worker ([`Worker`], *optional*): generates the videos; one with the embedded model if not given.
 
     Example:
 
@@ -33,7 +33,7 @@ def build_demo(worker: Worker | None = None) -> gr.Blocks:
     'diffattn'
     """
     worker = worker or Worker()
-    page = _Page(worker, Sessions(get_upload_folder()))  # files below it are served where they lie, others copied
+    page = _Page(worker, Sessions(get_upload_folder()))  # files elsewhere would be copied
     with gr.Blocks(title="diffattn", analytics_enabled=False) as demo:
         gr.Markdown(HEAD, elem_id="head")
         with gr.Row(equal_height=False):
@@ -52,15 +52,15 @@ def build_demo(worker: Worker | None = None) -> gr.Blocks:
 
 
 def _outputs() -> dict[str, gr.components.Component]:
-    """Where results go, by name."""
+    """The components that show results, by name."""
     video = {"interactive": False, "autoplay": True, "loop": True, "height": 320, "buttons": ["download"]}
-    status = gr.HTML(report.show_message(READY), elem_id="status", padding=False)
+    status = gr.HTML(display.show_message(READY), elem_id="status", padding=False)
     with gr.Row():
         dense = gr.Video(label="Dense", elem_id="dense", **video)
         sparse = gr.Video(label="Sparse", elem_id="sparse", **video)
     with gr.Row(equal_height=False):
         with gr.Column(min_width=320):
-            numbers = gr.HTML(report.show_numbers([]), elem_id="numbers", padding=False)
+            numbers = gr.HTML(display.show_numbers([]), elem_id="numbers", padding=False)
         with gr.Column(min_width=320), gr.Tabs():
             with gr.Tab("Attention map"):
                 picture = _picture("map")
@@ -82,7 +82,7 @@ def _picture(name: str) -> gr.Image:
 
 
 class _Page:
-    """What the buttons do; one object for all sessions."""
+    """The actions of the buttons; one object for all sessions."""
 
     def __init__(self, worker: Worker, sessions: Sessions) -> None:
         self.worker, self.sessions = worker, sessions
@@ -111,53 +111,53 @@ class _Page:
         )
         for ended in (run.success, run.failure):
             ended(lambda: _buttons(busy=False), None, buttons, **hidden)
-        run.success(self.learn, inputs["model"], inputs["heads"], **hidden)
-        outputs["head_maps"].select(self.choose, inputs["heads"], inputs["heads"], **hidden)
+        run.success(self.refresh_heads, inputs["model"], inputs["heads"], **hidden)
+        outputs["head_maps"].select(self.toggle_head, inputs["heads"], inputs["heads"], **hidden)
         cancel.click(self.cancel, None, [*buttons, outputs["status"]], cancels=[run], **hidden)
 
     def check(self, *values) -> tuple:
-        """A wrong value is told before the run is queued."""
+        """Report a wrong value before the run is queued."""
         self._request(values)
-        return *_buttons(busy=True), report.waiting()
+        return *_buttons(busy=True), display.waiting()
 
     def generate(self, request: gr.Request, *values) -> Iterator[dict]:
         asked = self._request(values)
         run = self.sessions.begin(request.session_hash or "")
-        made: list[Made] = []
+        made: list[VideoReady] = []
         yield self._show(
-            status=report.waiting(),
+            status=display.waiting(),
             dense=None,
             sparse=None,
-            numbers=report.show_numbers([]),
+            numbers=display.show_numbers([]),
             picture=None,
             head_maps=None,
         )
         try:
             for event in self.worker.run(asked, run):
-                if isinstance(event, Made):
+                if isinstance(event, VideoReady):
                     made.append(event)
                     slot = DENSE if event.name == DENSE else "sparse"
-                    yield self._show(numbers=report.show_numbers(made)) | {self.outputs[slot]: str(event.path)}
+                    yield self._show(numbers=display.show_numbers(made)) | {self.outputs[slot]: str(event.path)}
                 elif isinstance(event, Progress):
-                    yield self._show(status=report.show_progress(event))
+                    yield self._show(status=display.show_progress(event))
                 else:
                     yield self._finish(made, event)
         except Stopped as stopped:
-            yield self._show(status=report.show_message(f"Stopped: {stopped}.", "stopped"))
+            yield self._show(status=display.show_message(f"Stopped: {stopped}.", "stopped"))
         except Failed as failed:
-            yield self._show(status=report.show_message("The run failed.", "stopped"))
+            yield self._show(status=display.show_message("The run failed.", "stopped"))
             raise _error(failed) from None
 
     def cancel(self, request: gr.Request) -> tuple:
         self.sessions.stop(request.session_hash or "")
-        return *_buttons(busy=False), report.show_message("Cancelled.", "stopped")
+        return *_buttons(busy=False), display.show_message("Cancelled.", "stopped")
 
-    def learn(self, model: str) -> gr.Dropdown:
-        """The heads of a model that had to be downloaded before they were known."""
+    def refresh_heads(self, model: str) -> gr.Dropdown:
+        """List the heads of a model that had to be downloaded first."""
         return gr.skip() if self.worker.models.folder(model) else gr.Dropdown(self.worker.heads(model))
 
-    def choose(self, heads: list[str], click: gr.SelectData) -> list[str]:
-        """A click on the map of a head chooses that head, or takes it back."""
+    def toggle_head(self, heads: list[str], click: gr.SelectData) -> list[str]:
+        """A click on the map of a head chooses that head, or drops it."""
         return toggled(heads, head_at(*click.index))
 
     def close(self, request: gr.Request) -> None:
@@ -170,14 +170,14 @@ class _Page:
         except ValueError as error:
             raise _error(error) from None
 
-    def _finish(self, made: list[Made], compared: Compared) -> dict:
-        # all of it once more: an API user is given what came last, and the two videos start together
+    def _finish(self, made: list[VideoReady], compared: ComparisonReady) -> dict:
+        # everything again: an API client receives the last event only, and the two videos start together
         dense, sparse = made
         return self._show(
-            status=report.show_message(f"Done in {dense.trial.seconds + sparse.trial.seconds:.0f} s.", "done"),
+            status=display.show_message(f"Done in {dense.trial.seconds + sparse.trial.seconds:.0f} s.", "done"),
             dense=str(dense.path),
             sparse=str(sparse.path),
-            numbers=report.show_numbers(made, compared),
+            numbers=display.show_numbers(made, compared),
             picture=compared.picture and str(compared.picture),
             head_maps=compared.heads and str(compared.heads),
         )

@@ -19,7 +19,7 @@ import torch
 from diffusers.utils import export_to_video, logging
 
 from ..analysis.errors import CommandError
-from ..analysis.load import check_frames, default_fps, load_pipeline, place
+from ..analysis.load import check_frames, default_fps, device_and_dtype, load_pipeline
 from ..analysis.metrics import Comparison, compare_videos
 from ..analysis.pictures import draw_plan
 from ..analysis.trial import Trial, run_trial
@@ -27,7 +27,7 @@ from ..attention_config import AttentionConfig
 from ..guidance import guided, map_model
 from ..integration.apply import find_transformers
 from ..kernels.attend import choose_impl
-from .heads import draw_heads, head_names, model_in
+from .head_maps import draw_heads, head_names, model_in
 from .limits import Limits
 from .models import Models
 from .request import Request
@@ -39,7 +39,7 @@ DENSE = "dense"
 
 
 def title(name: str) -> str:
-    """How a run is called on the page."""
+    """The name of a run on the page."""
     return "Dense" if name == DENSE else f"Sparse ({name})"
 
 
@@ -48,12 +48,12 @@ class Stopped(Exception):
 
 
 class Failed(Exception):
-    """A run could not be done; one line for the user."""
+    """A run failed, with one line for the user."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is; `seconds_left` of both videos, None while unknown."""
+    """The progress of a run; `seconds_left` covers both videos, None while unknown."""
 
     stage: str
     step: int = 0
@@ -62,7 +62,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Made:
+class VideoReady:
     """One of the two videos, and the median time of its steps."""
 
     name: str
@@ -72,7 +72,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparisonReady:
     """The last event: how close the sparse video is to the dense one, and the method's maps of one head and of all."""
 
     comparison: Comparison
@@ -81,15 +81,15 @@ class Compared:
     heads: Path | None
 
 
-Event = Progress | Made | Compared
+Event = Progress | VideoReady | ComparisonReady
 
 
 class Worker:
     """Runs requests one after the other.
 
     Args:
-        models ([`Models`], *optional*): what may be loaded.
-        limits ([`Limits`], *optional*): what may be asked for; those of the device if not given.
+        models ([`Models`], *optional*): models that may be loaded.
+        limits ([`Limits`], *optional*): limits of a request; those of the device if not given.
         device, dtype (`str`, *optional*): as in `diffattn generate`.
     """
 
@@ -101,13 +101,13 @@ class Worker:
         dtype: str | None = None,
     ) -> None:
         self.models = models or Models()
-        self.device, self.dtype = place(device, dtype)
+        self.device, self.dtype = device_and_dtype(device, dtype)
         self.limits = limits or Limits.of(torch.device(self.device).type)
         self._loaded: tuple[str, Any] | None = None
         self._heads: dict[str, list[str]] = {}
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
-        # one thread for good: a new one for each run would leave memory of its own behind
-        threading.Thread(target=_serve, args=(self._jobs,), name="diffattn-demo", daemon=True).start()
+        # one thread for all runs: each new thread would leave memory of its own behind
+        threading.Thread(target=_run_jobs, args=(self._jobs,), name="diffattn-demo", daemon=True).start()
         weakref.finalize(self, self._jobs.put, None)
 
     @property
@@ -125,7 +125,7 @@ class Worker:
         return self.limits.check(request)
 
     def heads(self, model: str) -> list[str]:
-        """The heads of a model as `"layer:head"`; none while they are not known, as before a download."""
+        """The heads of a model as `"layer:head"`; none before its download."""
         if model not in self._heads and (folder := self.models.folder(model)) is not None:
             found = model_in(folder)
             self._heads[model] = [] if found is None else head_names(found)
@@ -146,61 +146,56 @@ class Worker:
                 if isinstance(event, Exception):
                     raise event
                 yield event
-                if isinstance(event, Compared):
+                if isinstance(event, ComparisonReady):
                     return
         finally:
             run.stop.set()
 
-    def _work(self, request: Request, run: Run, say: Callable[[Event | Exception], None]) -> None:
+    def _work(self, request: Request, run: Run, emit: Callable[[Event | Exception], None]) -> None:
         try:
-            self._make_both(request, run, say)
+            self._generate_both(request, run, emit)
         except Stopped as stopped:
-            say(stopped)
+            emit(stopped)
         except (CommandError, ValueError, TypeError, OSError, ImportError) as error:
-            say(Failed(" ".join(str(error).split())))
+            emit(Failed(" ".join(str(error).split())))
         except Exception as error:
             logger.exception("a run of the demo failed")
-            say(Failed(f"The run failed with {type(error).__name__}; the log of the demo says more."))
+            emit(Failed(f"The run failed with {type(error).__name__}; the log of the demo says more."))
 
-    def _make_both(self, request: Request, run: Run, say: Callable[[Event], None]) -> None:
+    def _generate_both(self, request: Request, run: Run, emit: Callable[[Event], None]) -> None:
         if run.stop.is_set():
             raise Stopped("cancelled")
-        say(Progress("Loading the model"))
+        emit(Progress("Loading the model"))
         pipe = self._pipeline(request.model)
         check_frames(pipe, request.frames)
-        clock = _Clock(run.stop, self.limits.seconds, 2 * request.steps, say)
+        clock = _StepTimer(run.stop, self.limits.seconds, 2 * request.steps, emit)
         with _guidance(pipe, request):
-            dense = self._make(pipe, request, None, run, clock)
-            say(dense)
-            sparse = self._make(pipe, request, request.config, run, clock)
-            say(sparse)
-        say(Progress("Comparing"))
+            dense = self._generate(pipe, request, None, run, clock)
+            emit(dense)
+            sparse = self._generate(pipe, request, request.config, run, clock)
+            emit(sparse)
+        emit(Progress("Comparing"))
         comparison = compare_videos(sparse.trial.frames, dense.trial.frames)
-        say(Compared(comparison, *_pictures(pipe, request, sparse.trial, run.folder)))
+        emit(ComparisonReady(comparison, *_pictures(pipe, request, sparse.trial, run.folder)))
 
-    def _make(self, pipe: Any, request: Request, config: AttentionConfig | None, run: Run, clock: _Clock) -> Made:
+    def _generate(
+        self, pipe: Any, request: Request, config: AttentionConfig | None, run: Run, clock: _StepTimer
+    ) -> VideoReady:
         name = config.method if config else DENSE
         clock.begin(name)
-        trial = run_trial(
-            pipe,
-            request.inputs,
-            config,
-            schedule=request.schedule,
-            impl=choose_impl(pipe.device)[0],  # shows the method even where dense attention is faster
-            seed=request.seed,
-            on_step=clock.after_step,
-            keep_plans=True,
-        )
+        options = {"schedule": request.schedule, "seed": request.seed, "on_step": clock.after_step}
+        impl = choose_impl(pipe.device)[0]  # the method runs even where dense attention is faster
+        trial = run_trial(pipe, request.inputs, config, **options, impl=impl, keep_plans=True)
         clock.check()
         path = run.folder / f"{name}.mp4"
         export_to_video(list(trial.frames), str(path), fps=default_fps(request.model))
-        return Made(name, path, trial, clock.median_step)
+        return VideoReady(name, path, trial, clock.median_step)
 
     def _pipeline(self, name: str) -> Any:
         folder = self.models.resolve(name)
         if self._loaded is None or self._loaded[0] != folder:
             self._loaded = None
-            gc.collect()  # the old model must be gone before the new one comes
+            gc.collect()  # free the old model before the new one is loaded
             pipe = load_pipeline(folder, self.device, self.dtype)
             pipe.set_progress_bar_config(disable=True)
             self._heads[name] = head_names(map_model(find_transformers(pipe)[0]))
@@ -208,10 +203,10 @@ class Worker:
         return self._loaded[1]
 
 
-def _serve(jobs: queue.Queue) -> None:
+def _run_jobs(jobs: queue.Queue) -> None:
     while (work := jobs.get()) is not None:
         work()
-        del work  # it holds the worker, and this thread is not to keep it alive
+        del work  # the job holds the worker, which this thread must not keep alive
         jobs.task_done()
 
 
@@ -222,7 +217,7 @@ def _guidance(pipe: Any, request: Request) -> AbstractContextManager:
 
 
 def _pictures(pipe: Any, request: Request, trial: Trial, folder: Path) -> tuple[int | None, Path | None, Path | None]:
-    """Number of tokens, the map of one head and those of all; None where nothing ran sparse."""
+    """Number of tokens, the map of one head and the maps of all; None where no call was sparse."""
     if trial.plan is None:
         return None, None, None
     one, every = folder / "attention.png", folder / "heads.png"
@@ -231,18 +226,18 @@ def _pictures(pipe: Any, request: Request, trial: Trial, folder: Path) -> tuple[
     return trial.plan.tokens, one, every
 
 
-class _Clock:
-    """Counts steps, says how long the rest takes, and ends a run that was stopped or takes too long."""
+class _StepTimer:
+    """Counts steps, estimates the remaining time, and ends a run that was stopped or takes too long."""
 
-    def __init__(self, stop: threading.Event, limit: float, steps: int, say: Callable[[Event], None]) -> None:
-        self.stop, self.limit, self.steps, self.say = stop, limit, steps, say
+    def __init__(self, stop: threading.Event, limit: float, steps: int, emit: Callable[[Event], None]) -> None:
+        self.stop, self.limit, self.steps, self.emit = stop, limit, steps, emit
         self.started = self.last = time.monotonic()
         self.name, self.done, self.times = "", 0, []
 
     def begin(self, name: str) -> None:
         self.name, self.times, self.last = title(name), [], time.monotonic()
         self.check()
-        self.say(Progress(self.name))
+        self.emit(Progress(self.name))
 
     def after_step(self, step: int, steps: int) -> None:
         now = time.monotonic()
@@ -251,9 +246,9 @@ class _Clock:
         self.done += 1
         self.check()
         if step == steps:
-            self.say(Progress(f"{self.name}: decoding the frames"))
+            self.emit(Progress(f"{self.name}: decoding the frames"))
             return
-        self.say(Progress(self.name, step, steps, max(self.steps - self.done, 0) * self.median_step))
+        self.emit(Progress(self.name, step, steps, max(self.steps - self.done, 0) * self.median_step))
 
     @property
     def median_step(self) -> float:

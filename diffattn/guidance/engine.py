@@ -66,7 +66,7 @@ class Perturber:
         inputs, grid = {**dict(zip(self.input_names, args)), **kwargs}, self._grid
         try:
             grid.video = self.adapter.grid(self.transformer, inputs)
-            grid.before = self.adapter.tokens_before(self.transformer, inputs)
+            grid.before = self.adapter.tokens_before_grid(self.transformer, inputs)
         except NoGrid as error:
             grid.video, grid.reason = None, str(error)
         return inputs

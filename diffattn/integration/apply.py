@@ -113,7 +113,7 @@ def find_transformers(pipe: Any) -> list[nn.Module]:
     found = [part for part in components.values() if find_adapter(part)] if isinstance(components, dict) else []
     if not found:
         raise TypeError(
-            f"diffattn cannot serve {type(pipe).__name__}: it has no transformer of the supported classes "
+            f"diffattn does not support {type(pipe).__name__}: it has no transformer of the supported classes "
             f"{', '.join(supported_models())}"
         )
     return [unwrap_module(part) for part in found]

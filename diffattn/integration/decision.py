@@ -100,9 +100,11 @@ def screen(
 
 def ordered_ranks(adapter: Adapter, ranks: int) -> int | str:
     """`ranks` as [`Placement`] takes them, 1 for a sequence that was cut as one; or a reason to stay dense."""
-    if ranks == 1 or adapter.others == "none" or adapter.shards == "whole":
+    if ranks == 1 or adapter.other_tokens == "none" or adapter.parallel_split == "sequence":
         return 1
-    return ranks if adapter.shards == "streams" else "context parallelism of a joint sequence whose order is not known"
+    if adapter.parallel_split == "streams":
+        return ranks
+    return "context parallelism of a joint sequence whose order is not known"
 
 
 def _unsuitable(inputs: AttentionInputs) -> str | None:

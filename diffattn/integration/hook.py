@@ -56,7 +56,7 @@ class SparseAttentionHook(CacheContextListener):
         handler.begin_step(find_step(self.context, handler.scheduler(), timestep))
         try:
             grid = handler.fixed_grid or self.adapter.grid(module, inputs)
-            handler.begin_forward(grid, self.adapter.tokens_before(module, inputs))
+            handler.begin_forward(grid, self.adapter.tokens_before_grid(module, inputs))
         except NoGrid as error:
             handler.begin_forward(None, reason=str(error))
 

@@ -86,7 +86,7 @@ def intercepted(
 ) -> Any:
     """A processor of class `base` with the attributes of `original`, its attention run by `mixin.attend`."""
     # deferred attributes of nn.Module processors are shared with the original, not copied
-    processor = object.__new__(_intercepted_class(mixin, base, type(original), adapter.seam))
+    processor = object.__new__(_intercepted_class(mixin, base, type(original), adapter.attention_call))
     for name, value in vars(original).items():
         if name not in ("_attention_backend", "_parallel_config"):
             processor.__dict__[name] = value
@@ -107,8 +107,8 @@ def set_processor(attention: nn.Module, processor: Any) -> None:
 
 
 @functools.cache
-def _intercepted_class(mixin: type, base: type, plain: type, seam: str) -> type:
-    run = _call_through(base.__call__, seam)
+def _intercepted_class(mixin: type, base: type, plain: type, attention_call: str) -> type:
+    run = _call_through(base.__call__, attention_call)
 
     # wraps keeps the signature: attention modules drop keyword arguments that a processor does not name
     @functools.wraps(base.__call__)
@@ -128,11 +128,11 @@ def _intercepted_class(mixin: type, base: type, plain: type, seam: str) -> type:
     return made
 
 
-def _call_through(call: Callable, seam: str) -> Callable:
-    """`call` of a processor, its attention handed to ours by the way that `Adapter.seam` names."""
-    if seam == "backend":  # it asks `_attention_backend`
+def _call_through(call: Callable, attention_call: str) -> Callable:
+    """`call` of a processor, its attention handed over in the way that `Adapter.attention_call` names."""
+    if attention_call == "processor_backend":  # it asks `_attention_backend`
         return call
-    if seam == "active":
+    if attention_call == "active_backend":
         return with_dispatcher(call, _dispatch)
 
     def run(self, *args, **kwargs):

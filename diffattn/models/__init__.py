@@ -1,4 +1,4 @@
-"""Adapters: what differs between model families, one small file for those that resemble each other."""
+"""Adapters: what differs between model families, one small file for families that resemble each other."""
 
 from . import flux, hunyuan, hunyuan_video15, image, video, wan
 from .adapter import Adapter, NoGrid, adapter_for, adapter_named, supported_models

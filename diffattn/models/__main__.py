@@ -1,9 +1,9 @@
-"""`python -m diffattn.models`: the support table as Markdown; with a file, renewed between the marks in it."""
+"""`python -m diffattn.models` prints the support table as Markdown; with file names, it renews the table in them."""
 
 import sys
 from pathlib import Path
 
-from .. import methods  # noqa: F401  registers them
+from .. import methods  # noqa: F401  registers the methods
 from .table import support_table, with_table
 
 if len(sys.argv) == 1:

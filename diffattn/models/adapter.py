@@ -1,4 +1,4 @@
-"""What diffattn has to know about a transformer class, and finding it."""
+"""What diffattn has to know about a transformer class, and how it finds that by the class."""
 
 from __future__ import annotations
 
@@ -9,47 +9,47 @@ from torch import nn
 
 from .._compat import unwrap_module
 
-ALL_BEFORE, NO_OTHERS = -1, -2  # instead of a number of tokens before the grid
-BEFORE = {"before": ALL_BEFORE, "after": 0, "none": NO_OTHERS}
+ALL_BEFORE, NO_OTHERS = -1, -2  # in place of a count: all tokens that are not on the grid, or none allowed
+TOKENS_BEFORE_GRID = {"before": ALL_BEFORE, "after": 0, "none": NO_OTHERS}
 
 
 class NoGrid(Exception):
-    """Raised by `Adapter.grid` where tokens are not a grid; its text is the reason that `summary` counts."""
+    """Raised by `Adapter.grid` where the tokens form no grid; `summary` counts its text as the reason."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A transformer family: which attention is served, where its tokens sit, how its masks arrive.
+    """A transformer family: its self-attention layers, where its tokens sit and how its masks arrive.
 
     Args:
-        model (`str`): name of the diffusers class; its subclasses are served too.
+        model (`str`): name of the diffusers class; its subclasses are supported too.
         attention (`Callable`): from the model to the qualified names of its self-attention modules over visual
             tokens, in the order in which `Schedule.dense_layers` counts them.
         grid (`Callable`): from the model and the keyword arguments of its forward to `(frames, height, width)` in
             tokens; an image has one frame. Raises [`NoGrid`] where there is none.
-        others (`str` or `Callable`, *optional*, defaults to `"none"`): where the tokens of the sequence that are not
-            on the grid sit (text, reference images, history, padding): `"before"` or `"after"` the visual ones, or,
+        other_tokens (`str` or `Callable`, *optional*, defaults to `"none"`): where the sequence holds tokens that are
+            not on the grid (text, reference images, history, padding): `"before"` or `"after"` the visual ones, or,
             where both occur, a function of the model and the inputs that counts those before.
-        seam (`str`, *optional*, defaults to `"backend"`): how the processor reaches attention: the dispatcher with a
-            `"backend"` of its own, the dispatcher with the `"active"` backend of the process, or `"sdpa"`, torch's
-            function, called with `(B, H, S, D)`.
-        mask (`str`, *optional*, defaults to `"keys"`): what a boolean mask means: `"keys"` that nobody sees,
+        attention_call (`str`, *optional*, defaults to `"processor_backend"`): how the processor computes attention:
+            by diffusers' dispatcher, with the backend of the processor or with the `"active_backend"` of the process,
+            or by `"torch"`'s function, with `(B, H, S, D)`.
+        mask (`str`, *optional*, defaults to `"keys"`): what a boolean mask means: `"keys"` that no query sees,
             the outer `"product"` of such a mask with itself, or samples `"packed"` at different places.
-        shards (`str`, *optional*, defaults to `"unknown"`): how context parallelism cuts a sequence that has other
-            tokens: `"whole"`, or text and visual tokens each on their own, as `"streams"`.
-        processor (`Callable`, *optional*): from the model's processor class to a subclass to run in its stead.
+        parallel_split (`str`, *optional*, defaults to `"unknown"`): how context parallelism cuts a sequence that has
+            other tokens: the whole `"sequence"` at once, or its `"streams"`, text and visual tokens, each on its own.
+        processor (`Callable`, *optional*): from the model's processor class to a subclass that runs in its place.
         tested (`tuple[str, ...]`, *optional*): what the tests run beside the plain class: variants whose sequences
             differ, and `"pipeline"`, a complete one.
-        branches (`tuple[str, ...]`, *optional*): lists of blocks beside the main ones, which use what they return.
+        branches (`tuple[str, ...]`, *optional*): lists of blocks whose outputs the main blocks use.
     """
 
     model: str
     attention: Callable[[nn.Module], list[str]]
     grid: Callable[[nn.Module, dict], tuple[int, int, int]]
-    others: str | Callable[[nn.Module, dict], int] = "none"
-    seam: str = "backend"
+    other_tokens: str | Callable[[nn.Module, dict], int] = "none"
+    attention_call: str = "processor_backend"
     mask: str = "keys"
-    shards: str = "unknown"
+    parallel_split: str = "unknown"
     processor: Callable[[type], type] | None = None
     branches: tuple[str, ...] = ()
     tested: tuple[str, ...] = ()
@@ -59,13 +59,15 @@ class Adapter:
         """`"video"` or `"image"`, a grid of one frame."""
         return "image" if self.model.endswith("2DModel") else "video"
 
-    def tokens_before(self, model: nn.Module, inputs: dict) -> int:
-        """How many tokens come before the visual ones, as [`~integration.placement.place`] takes it."""
-        return self.others(model, inputs) if callable(self.others) else BEFORE[self.others]
+    def tokens_before_grid(self, model: nn.Module, inputs: dict) -> int:
+        """How many tokens come before the visual ones, or `ALL_BEFORE` or `NO_OTHERS`, see [`placement.place`]."""
+        if callable(self.other_tokens):
+            return self.other_tokens(model, inputs)
+        return TOKENS_BEFORE_GRID[self.other_tokens]
 
 
 class Blocks:
-    """An `Adapter.attention`: lists of blocks and the attention in each block, names separated by spaces."""
+    """An `Adapter.attention`, from lists of blocks and the attention modules of a block, names separated by spaces."""
 
     def __init__(self, **attention: str) -> None:
         self.places = [(stack, name) for stack, names in attention.items() for name in names.split()]
@@ -92,13 +94,13 @@ _ADAPTERS: dict[str, Adapter] = {}
 
 
 def register(adapter: Adapter) -> Adapter:
-    """Make a family known."""
+    """Add a family to the supported ones."""
     _ADAPTERS[adapter.model] = adapter
     return adapter
 
 
 def supported_models() -> list[str]:
-    """Names of the transformer classes served."""
+    """Names of the supported transformer classes."""
     return sorted(_ADAPTERS)
 
 
@@ -118,7 +120,7 @@ def adapter_for(module: object) -> Adapter:
     adapter = find_adapter(module)
     if adapter is None:
         raise TypeError(
-            f"diffattn cannot serve {type(module).__name__}: give it a diffusers pipeline, or one of the transformers "
-            f"{', '.join(supported_models())}"
+            f"diffattn does not support {type(module).__name__}: give it a diffusers pipeline, or one of the "
+            f"transformers {', '.join(supported_models())}"
         )
     return adapter

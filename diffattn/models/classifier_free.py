@@ -1,9 +1,9 @@
 """How the pipelines of diffusers do classifier-free guidance, by the names of their classes.
 
-Pipelines that name their calls through `cache_context` are not listed: they say it themselves.
+Pipelines that name their calls through `cache_context` need no entry.
 """
 
-# one call with [uncond; cond] in a batch, and no cache context that says so
+# one call with [uncond; cond] in a batch, which no cache context names
 BATCHED = {
     *("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline"),
     *("StableDiffusion3ControlNetPipeline", "StableDiffusion3ControlNetInpaintingPipeline"),
@@ -12,7 +12,7 @@ BATCHED = {
     *("EasyAnimatePipeline", "EasyAnimateControlPipeline", "EasyAnimateInpaintPipeline"),
     *("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
 }
-# the conditional call, then the unconditional one, and no cache context that says so
+# the conditional call, then the unconditional one, which no cache context names
 CALLS = {
     *("ChromaPipeline", "ChromaImg2ImgPipeline", "ChromaInpaintPipeline", "ChronoEditPipeline"),
     *("CogView4ControlPipeline", "CosmosVideoToWorldPipeline", "Cosmos2TextToImagePipeline"),
@@ -30,12 +30,12 @@ DISTILLED = {
 }
 _NORM = "it scales the result of classifier-free guidance to the norm of the conditional prediction"
 _OWN = "it has guidance of this kind of its own"
-# combine the predictions in another way than u + g (c - u), and which
+# pipelines that combine the predictions in another way than u + g (c - u), and the reason to refuse them
 NOT_AFFINE = {
     **dict.fromkeys(("LongCatImagePipeline", "LongCatImageEditPipeline", "Lumina2Pipeline"), _NORM),
     "HeliosPyramidPipeline": "it scales the unconditional prediction by a factor found from both",
 }
-# the same, by how the names of the pipelines begin
+# the same, by the beginning of the names
 FAMILIES_NOT_AFFINE = {
     "QwenImage": _NORM,
     "ZImage": _NORM,
@@ -43,9 +43,9 @@ FAMILIES_NOT_AFFINE = {
     "StableDiffusion3PAG": _OWN,
     "PixArtSigmaPAG": _OWN,
 }
-# the rest are beginnings of names
-HIDDEN_SCALE = ("PixArt",)  # keep g to themselves
-AMBIGUOUS_SCALE = ("Flux", "Hunyuan")  # `guidance_scale` is the one a distilled model is told
+# the rest are beginnings of names too
+HIDDEN_SCALE = ("PixArt",)  # do not expose g
+AMBIGUOUS_SCALE = ("Flux", "Hunyuan")  # `guidance_scale` may be an input of a distilled model
 CHANGING_SCALE = ("CogVideoX", "ConsisID")  # with use_dynamic_cfg
 SCALED_BY_ONE_MORE = ("Cosmos",)  # c + g (c - u)
 NOT_SLICED = ("HiDream",)  # text of all samples stacked by layer, so that a batch cannot be cut into samples

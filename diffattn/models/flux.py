@@ -21,16 +21,25 @@ FLUX = register(
         "FluxTransformer2DModel",
         ATTENTION,
         position_grid,
-        others=text_tokens,
-        shards="streams",
+        other_tokens=text_tokens,
+        parallel_split="streams",
         tested=("Kontext", "pipeline"),
     )
 )
 FLUX_2 = register(
-    Adapter("Flux2Transformer2DModel", ATTENTION, _flux2_grid, others=text_tokens, shards="streams", tested=("Edit",))
+    Adapter(
+        "Flux2Transformer2DModel",
+        ATTENTION,
+        _flux2_grid,
+        other_tokens=text_tokens,
+        parallel_split="streams",
+        tested=("Edit",),
+    )
 )
-CHROMA = register(Adapter("ChromaTransformer2DModel", ATTENTION, position_grid, others=text_tokens, mask="product"))
-BRIA = register(Adapter("BriaTransformer2DModel", ATTENTION, position_grid, others=text_tokens))
-BRIA_FIBO = register(Adapter("BriaFiboTransformer2DModel", ATTENTION, position_grid, others=text_tokens))
-LONGCAT_IMAGE = register(Adapter("LongCatImageTransformer2DModel", ATTENTION, position_grid, others=text_tokens))
-OVIS_IMAGE = register(Adapter("OvisImageTransformer2DModel", ATTENTION, position_grid, others=text_tokens))
+CHROMA = register(
+    Adapter("ChromaTransformer2DModel", ATTENTION, position_grid, other_tokens=text_tokens, mask="product")
+)
+BRIA = register(Adapter("BriaTransformer2DModel", ATTENTION, position_grid, other_tokens=text_tokens))
+BRIA_FIBO = register(Adapter("BriaFiboTransformer2DModel", ATTENTION, position_grid, other_tokens=text_tokens))
+LONGCAT_IMAGE = register(Adapter("LongCatImageTransformer2DModel", ATTENTION, position_grid, other_tokens=text_tokens))
+OVIS_IMAGE = register(Adapter("OvisImageTransformer2DModel", ATTENTION, position_grid, other_tokens=text_tokens))

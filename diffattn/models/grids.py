@@ -1,4 +1,4 @@
-"""Token grids as the forward of a transformer shows them."""
+"""Token grids, read from the inputs of a transformer's forward."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .adapter import NoGrid
 Grid = tuple[int, int, int]
 
 
-def cut(sizes: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
-    """Sizes in patches."""
+def in_patches(sizes: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
+    """Sizes counted in patches."""
     return tuple(size // edge for size, edge in zip(sizes, patch))
 
 
-def patches(model: nn.Module) -> Grid:
+def patch_size(model: nn.Module) -> Grid:
     """`(frames, height, width)` of a patch, from `patch_size` and, where it is separate, `patch_size_t`."""
     size = model.config.patch_size
     if isinstance(size, (tuple, list)):
@@ -27,25 +27,25 @@ def patches(model: nn.Module) -> Grid:
 
 def video_grid(model: nn.Module, inputs: dict) -> Grid:
     """From latents `(B, C, F, H, W)`."""
-    return cut(inputs["hidden_states"].shape[2:], patches(model))
+    return in_patches(inputs["hidden_states"].shape[2:], patch_size(model))
 
 
 def frames_first_grid(model: nn.Module, inputs: dict) -> Grid:
     """From latents `(B, F, C, H, W)`."""
     frames, _, height, width = inputs["hidden_states"].shape[1:]
-    return cut((frames, height, width), patches(model))
+    return in_patches((frames, height, width), patch_size(model))
 
 
 def channels_last_grid(model: nn.Module, inputs: dict) -> Grid:
     """From latents `(B, F, H, W, C)`."""
-    return cut(inputs["hidden_states"].shape[1:4], patches(model))
+    return in_patches(inputs["hidden_states"].shape[1:4], patch_size(model))
 
 
 def image_grid(model: nn.Module, inputs: dict) -> Grid:
     """From latents `(B, C, H, W)`, or `(B, C, F, H, W)`."""
     sizes = inputs["hidden_states"].shape[2:]
-    patch = patches(model)
-    return cut(sizes, patch) if len(sizes) == 3 else (1, *cut(sizes, patch[-2:]))
+    patch = patch_size(model)
+    return in_patches(sizes, patch) if len(sizes) == 3 else (1, *in_patches(sizes, patch[-2:]))
 
 
 def stated_grid(model: nn.Module, inputs: dict) -> Grid:
@@ -57,7 +57,7 @@ def stated_grid(model: nn.Module, inputs: dict) -> Grid:
 
 
 def position_grid(model: nn.Module, inputs: dict) -> Grid:
-    """From `img_ids` `(S, 3|4)`, the position of every token: of the tokens that share the first one's image."""
+    """From `img_ids` `(S, 3|4)`, the positions of the tokens: the grid of the image that the first token is in."""
     ids = inputs["img_ids"]
     ids = ids[0] if ids.ndim == 3 else ids
     own = ids[ids[:, 0] == ids[0, 0]]

@@ -14,7 +14,7 @@ from .grids import video_grid
 
 @functools.cache
 def key_mask_class(cls: type) -> type:
-    """A subclass whose mask is `(B, 1, 1, S)`: padded text still asks, but nobody reads what it is told."""
+    """A subclass whose mask is `(B, 1, 1, S)`: padded text still has queries, whose outputs nothing reads."""
     return type(f"KeyMask{cls.__name__}", (cls,), {"__call__": _attend})
 
 
@@ -66,7 +66,7 @@ HUNYUAN_VIDEO_15 = register(
         "HunyuanVideo15Transformer3DModel",
         Blocks(transformer_blocks="attn"),
         video_grid,
-        others="after",
+        other_tokens="after",
         processor=key_mask_class,
     )
 )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 from .adapter import Adapter, Blocks, NoGrid, register
-from .grids import Grid, cut, image_grid, same_size, text_tokens
+from .grids import Grid, image_grid, in_patches, same_size, text_tokens
 
 
 def _qwen_grid(model: nn.Module, inputs: dict) -> Grid:
-    """The first of the images of a sample, the one to be made."""
+    """The grid of the first image of a sample, the one that is generated."""
     return same_size([tuple(images[0] if isinstance(images, list) else images) for images in inputs["img_shapes"]])
 
 
@@ -18,7 +18,7 @@ def _z_image_grid(model: nn.Module, inputs: dict) -> Grid:
         raise NoGrid("several images in one sequence (omni mode)")
     shape = same_size([tuple(image.shape[1:]) for image in inputs["x"]])  # (C, F, H, W)
     size = inputs.get("patch_size") or 2
-    return cut(shape, (inputs.get("f_patch_size") or 1, size, size))
+    return in_patches(shape, (inputs.get("f_patch_size") or 1, size, size))
 
 
 def _hidream_grid(model: nn.Module, inputs: dict) -> Grid:
@@ -33,8 +33,8 @@ SD3 = register(
         "SD3Transformer2DModel",
         Blocks(transformer_blocks="attn attn2"),
         image_grid,
-        others="after",
-        seam="sdpa",
+        other_tokens="after",
+        attention_call="torch",
         tested=("3.5", "pipeline"),
     )
 )
@@ -43,25 +43,32 @@ QWEN_IMAGE = register(
         "QwenImageTransformer2DModel",
         Blocks(transformer_blocks="attn"),
         _qwen_grid,
-        others=text_tokens,
-        shards="streams",
+        other_tokens=text_tokens,
+        parallel_split="streams",
         tested=("pipeline",),
     )
 )
-Z_IMAGE = register(Adapter("ZImageTransformer2DModel", Blocks(layers="attention"), _z_image_grid, others="after"))
+Z_IMAGE = register(
+    Adapter("ZImageTransformer2DModel", Blocks(layers="attention"), _z_image_grid, other_tokens="after")
+)
 LUMINA_2 = register(
     Adapter(
-        "Lumina2Transformer2DModel", Blocks(layers="attn"), image_grid, others="before", seam="sdpa", mask="packed"
+        "Lumina2Transformer2DModel",
+        Blocks(layers="attn"),
+        image_grid,
+        other_tokens="before",
+        attention_call="torch",
+        mask="packed",
     )
 )
-# images that are not square are padded with tokens, which like the text come after
+# an image that is not square is padded with tokens, which follow the image as the text does
 HIDREAM = register(
     Adapter(
         "HiDreamImageTransformer2DModel",
         Blocks(double_stream_blocks="block.attn1", single_stream_blocks="block.attn1"),
         _hidream_grid,
-        others="after",
-        seam="sdpa",
+        other_tokens="after",
+        attention_call="torch",
     )
 )
 AURAFLOW = register(
@@ -69,16 +76,28 @@ AURAFLOW = register(
         "AuraFlowTransformer2DModel",
         Blocks(joint_transformer_blocks="attn", single_transformer_blocks="attn"),
         image_grid,
-        others="before",
-        seam="sdpa",
+        other_tokens="before",
+        attention_call="torch",
     )
 )
 COGVIEW_4 = register(
-    Adapter("CogView4Transformer2DModel", Blocks(transformer_blocks="attn1"), image_grid, others="before", seam="sdpa")
+    Adapter(
+        "CogView4Transformer2DModel",
+        Blocks(transformer_blocks="attn1"),
+        image_grid,
+        other_tokens="before",
+        attention_call="torch",
+    )
 )
 COGVIEW_3_PLUS = register(
     Adapter(
-        "CogView3PlusTransformer2DModel", Blocks(transformer_blocks="attn1"), image_grid, others="before", seam="sdpa"
+        "CogView3PlusTransformer2DModel",
+        Blocks(transformer_blocks="attn1"),
+        image_grid,
+        other_tokens="before",
+        attention_call="torch",
     )
 )
-PIXART = register(Adapter("PixArtTransformer2DModel", Blocks(transformer_blocks="attn1"), image_grid, seam="sdpa"))
+PIXART = register(
+    Adapter("PixArtTransformer2DModel", Blocks(transformer_blocks="attn1"), image_grid, attention_call="torch")
+)

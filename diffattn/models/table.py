@@ -7,29 +7,29 @@ from ..methods import METHODS
 from .adapter import Adapter, adapter_named, supported_models
 
 HEADER = ("class", "tokens on the grid", "other tokens of the sequence", "key mask", "methods", "tested")
-OTHERS = {"none": "none (text by cross-attention)", "before": "before", "after": "after"}
+OTHER_TOKENS = {"none": "none (text by cross-attention)", "before": "before", "after": "after"}
 MASKS = {"keys": "by key", "product": "product of key masks", "packed": "dense where samples are packed"}
 START, END = "<!-- models: python -m diffattn.models README.md docs/models.md -->", "<!-- end of models -->"
 IMAGE = TokenGrid(1, 64, 64)
 
 
 def support_table() -> str:
-    """Markdown, a row for every class."""
+    """The table in Markdown, with a row for every class."""
     rows = [HEADER, ("---",) * len(HEADER), *(_row(adapter_named(name)) for name in supported_models())]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def with_table(text: str) -> str:
-    """`text`, with the table of now between the two marks.
+    """`text` with the present table between its two marks.
 
     Raises:
         ValueError: the text lacks the marks.
     """
-    return renewed(text, START, END, support_table())
+    return with_block(text, START, END, support_table())
 
 
-def renewed(text: str, start: str, end: str, block: str) -> str:
-    """`text`, with `block` instead of what is between two marks.
+def with_block(text: str, start: str, end: str, block: str) -> str:
+    """`text` with `block` between its two marks.
 
     Raises:
         ValueError: the text lacks the marks.
@@ -41,14 +41,14 @@ def renewed(text: str, start: str, end: str, block: str) -> str:
 
 
 def methods_for(adapter: Adapter) -> list[str]:
-    """The methods that save anything: some need more than one frame."""
+    """The methods that compute less than dense attention in this family: some need more than one frame."""
     if adapter.kind == "video":
         return sorted(METHODS)
     return sorted(name for name, method in METHODS.items() if method.dynamic or method().plan(IMAGE).density < 0.99)
 
 
 def _row(adapter: Adapter) -> tuple[str, ...]:
-    others = OTHERS[adapter.others] if isinstance(adapter.others, str) else "before and after"
+    others = OTHER_TOKENS[adapter.other_tokens] if isinstance(adapter.other_tokens, str) else "before and after"
     lacking = sorted(set(METHODS) - set(methods_for(adapter)))
     methods = "all but " + ", ".join(lacking) if lacking else "all"
     tested = ", ".join(("class", *adapter.tested))

@@ -21,21 +21,34 @@ COGVIDEOX = register(
         "CogVideoXTransformer3DModel",
         ATTENTION,
         frames_first_grid,
-        others="before",
-        seam="sdpa",
+        other_tokens="before",
+        attention_call="torch",
         tested=("1.5", "pipeline"),
     )
 )
-CONSISID = register(Adapter("ConsisIDTransformer3DModel", ATTENTION, frames_first_grid, others="before", seam="sdpa"))
+CONSISID = register(
+    Adapter("ConsisIDTransformer3DModel", ATTENTION, frames_first_grid, other_tokens="before", attention_call="torch")
+)
 # called once for every sample, with the valid text of that sample
 MOCHI = register(
-    Adapter("MochiTransformer3DModel", ATTENTION, video_grid, others="after", seam="sdpa", tested=("pipeline",))
+    Adapter(
+        "MochiTransformer3DModel",
+        ATTENTION,
+        video_grid,
+        other_tokens="after",
+        attention_call="torch",
+        tested=("pipeline",),
+    )
 )
-ALLEGRO = register(Adapter("AllegroTransformer3DModel", ATTENTION, video_grid, seam="sdpa"))
-EASY_ANIMATE = register(Adapter("EasyAnimateTransformer3DModel", ATTENTION, video_grid, others="before", seam="sdpa"))
+ALLEGRO = register(Adapter("AllegroTransformer3DModel", ATTENTION, video_grid, attention_call="torch"))
+EASY_ANIMATE = register(
+    Adapter("EasyAnimateTransformer3DModel", ATTENTION, video_grid, other_tokens="before", attention_call="torch")
+)
 LTX = register(Adapter("LTXVideoTransformer3DModel", ATTENTION, stated_grid, tested=("pipeline",)))
 LTX_2 = register(Adapter("LTX2VideoTransformer3DModel", ATTENTION, stated_grid))
-COSMOS = register(Adapter("CosmosTransformer3DModel", ATTENTION, video_grid, seam="active", tested=("2.5",)))
+COSMOS = register(
+    Adapter("CosmosTransformer3DModel", ATTENTION, video_grid, attention_call="active_backend", tested=("2.5",))
+)
 KANDINSKY_5 = register(
     Adapter("Kandinsky5Transformer3DModel", Blocks(visual_transformer_blocks="self_attention"), _kandinsky_grid)
 )

@@ -1,4 +1,4 @@
-"""Wan 2.1 and 2.2 and what is built on it: text and image arrive by cross-attention, which stays dense."""
+"""Wan 2.1 and 2.2 and their relatives: text and image arrive by cross-attention, which stays dense."""
 
 from __future__ import annotations
 
@@ -20,5 +20,7 @@ ANIMATE = register(Adapter("WanAnimateTransformer3DModel", ATTENTION, video_grid
 CHRONO_EDIT = register(Adapter("ChronoEditTransformer3DModel", ATTENTION, video_grid))
 SKYREELS_V2 = register(Adapter("SkyReelsV2Transformer3DModel", ATTENTION, video_grid))
 ANYFLOW = register(Adapter("AnyFlowTransformer3DModel", ATTENTION, frames_first_grid))
-# history goes before the frames to be made
-HELIOS = register(Adapter("HeliosTransformer3DModel", ATTENTION, video_grid, others="before", shards="whole"))
+# history comes before the frames that are generated
+HELIOS = register(
+    Adapter("HeliosTransformer3DModel", ATTENTION, video_grid, other_tokens="before", parallel_split="sequence")
+)

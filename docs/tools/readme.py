@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks import RESULTS
 from benchmarks.attention.report import DENSITIES
-from diffattn.models.table import renewed
+from diffattn.models.table import with_block
 
 ROOT = Path(__file__).parents[2]
 DEVICES = ("cuda", "cpu")
@@ -80,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m docs.tools.readme", description=__doc__)
     parser.add_argument("--file", type=Path, default=ROOT / "README.md", help="with the two marks")
     path = parser.parse_args().file
-    path.write_text(renewed(path.read_text(encoding="utf-8"), START, END, speeds()), encoding="utf-8")
+    path.write_text(with_block(path.read_text(encoding="utf-8"), START, END, speeds()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Executors of a plan: the float64 reference, tiles on a CPU in torch, tiles on a GPU in Triton."""
+"""Implementations of attention over a plan: float64 reference, torch, Triton, and dense attention."""

@@ -1,4 +1,4 @@
-"""When dense attention is faster than the tiles of a plan, and the dense call that gives the plan's own result."""
+"""Dense attention in place of the tiles of a plan: when it is faster, and the call that gives the same result."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ..plan.plan import Plan
 from .torch.softmax import flash_cpu, has_amx
 
 MASK_TOKENS = 1024  # a mask of so many tokens squared is small
-USUAL_TILE = 128  # query rows with which the break-even of long sequences was measured
-GATHER_ROWS = 43  # query rows whose products take a CPU as long as the gathering of their key and value, measured
-PARTIAL_FACTOR = 2.5  # by which a tile takes longer on a CPU where boxes decide in it, beside its own time, measured
+USUAL_TILE = 128  # query rows of the tiles with which the break-even of long sequences was measured
+GATHER_ROWS = 43  # query rows whose products take a CPU as long as gathering their keys and values, measured
+PARTIAL_FACTOR = 2.5  # additional time of a partial tile on a CPU, in times of a whole one, measured
 
 
 def plan_cost(plan: Plan) -> float:
     """Products that the tiles of a plan compute over the S x S of dense attention, to compare with `break_even`.
 
-    Unlike `Plan.computed` it counts padding, and on a CPU what small and partial tiles take beside their products.
+    Unlike `Plan.computed` it includes padding and, on a CPU, the additional time of small and partial tiles.
     """
     return plan.memo("cost", lambda: _cost(plan))
 
@@ -33,7 +33,7 @@ def _cost(plan: Plan) -> float:
             tiles = tiles + PARTIAL_FACTOR * (lists.partial & lists.live).sum(-1)
         visited += float(tiles.sum(-1).mean()) * lists.tile
     cost = visited * plan.block_q / plan.tokens**2
-    if on_cpu and plan.tokens > MASK_TOKENS:  # that of short sequences was measured with their small tiles
+    if on_cpu and plan.tokens > MASK_TOKENS:  # the break-even of short sequences was measured with small tiles
         cost *= (1 + GATHER_ROWS / plan.block_q) / (1 + GATHER_ROWS / USUAL_TILE)
     return cost
 
@@ -41,7 +41,7 @@ def _cost(plan: Plan) -> float:
 def break_even(tokens: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> float:
     """Cost of a plan above which dense attention without a mask is faster than tiles, as measured on CPUs.
 
-    With AMX dense attention gains more than tiles do, most of all in bf16.
+    AMX speeds up dense attention more than tiles, most of all in bf16.
     """
     if device == "cpu" and has_amx():
         if dtype == torch.bfloat16:
@@ -53,20 +53,20 @@ def break_even(tokens: int, dtype: torch.dtype = torch.float32, device: str = "c
 def break_even_masked(tokens: int, dtype: torch.dtype) -> float:
     """Cost above which dense attention with a plan's mask is faster than tiles, for up to `MASK_TOKENS`.
 
-    As measured on CPUs: a mask costs dense attention a tenth, with AMX and bf16 a third; short lists cost more.
+    As measured on CPUs: a mask slows dense attention by a tenth, with AMX and bf16 by a third; short lists cost more.
     """
     return 0.55 - 200 / tokens if has_amx() and dtype == torch.bfloat16 else 0.6 - 30 / tokens
 
 
 def why_dense(plan: Plan, query: Tensor, key: Tensor, value: Tensor, return_lse: bool) -> str | None:
-    """Why `dense_attention` gives the plan's result, and sooner; None if it does not."""
+    """Why `dense_attention` gives the plan's result faster; None if it does not."""
     if not plan.masks_only or _lse_with_gradient(query, key, value, return_lse):
         return None
     on_cpu = query.device.type == "cpu" and flash_cpu() is not None
     if plan.full and (on_cpu or not return_lse):
         return "the plan keeps every key"
     if on_cpu and plan.tokens <= MASK_TOKENS and plan_cost(plan) > break_even_masked(plan.tokens, query.dtype):
-        return f"of {plan.tokens} tokens squared the plan computes {plan_cost(plan):.2f}"
+        return f"the plan costs {plan_cost(plan):.2f} of dense attention over {plan.tokens} tokens"
     return None
 
 
@@ -95,7 +95,7 @@ def _strided(tensor: Tensor) -> Tensor:
 
 
 def _mask(plan: Plan, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The plan's mask as what is added to the scores `(B|1, H|1, S, S)`, and the rows without keys; built once."""
+    """The plan's mask as an addend to the scores `(B|1, H|1, S, S)`, and the rows without keys; built once."""
 
     def make() -> tuple[Tensor, Tensor]:
         seen = plan.to_dense_mask()
@@ -106,5 +106,5 @@ def _mask(plan: Plan, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def _lse_with_gradient(query: Tensor, key: Tensor, value: Tensor, return_lse: bool) -> bool:
-    """Whether lse may have to be differentiated, which torch's attention cannot."""
+    """Whether lse may need a gradient, which torch's attention does not give."""
     return return_lse and torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))

@@ -1,4 +1,4 @@
-"""The oracle: masked softmax in float64, quadratic in memory and written to be read."""
+"""The oracle: masked softmax in float64, quadratic in memory and written for clarity."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _affine(out: Tensor, value: Tensor, plan: Plan, b: int, h: int) -> None:
 
 
 def _visits(plan: Plan, lists, b: int, h: int) -> Tensor:
-    """How often each token's query rows see each KV row, `(S, R / pool)`."""
+    """How often the query rows of each token see each KV row, `(S, R / pool)`."""
     counts, indices = _pick(lists.counts, b, h), _pick(lists.indices, b, h)
     query_rows = _pick(plan.query_rows, b, h)
     level_rows = plan.order.shape[-1] // lists.pool

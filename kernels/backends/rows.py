@@ -104,7 +104,7 @@ def _merge_rows(out: Tensor, lse: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     merged = out.new_zeros(*peak.shape, out.shape[-1], dtype=lse.dtype)
     merged = merged.scatter_add(2, spread, weight[..., None] * out.to(lse.dtype))
     merged = merged / total.where(total > 0, 1)[..., None]
-    # ln 0 has no gradient: tokens without any key are set apart before the logarithm, not after
+    # ln 0 has no gradient: tokens without any key are replaced before the logarithm, not after
     seen = total > 0
     merged_lse = (peak + total.where(seen, 1).log()).where(seen, -torch.inf)
     return merged[:, :, : plan.tokens].to(out.dtype), merged_lse[..., : plan.tokens]

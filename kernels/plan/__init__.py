@@ -1,4 +1,4 @@
-"""What an attention plan is: which key tiles every query tile visits, as data."""
+"""An attention plan as data: which key tiles every query tile visits."""
 
 from .affine import Affine
 from .boxes import Boxes

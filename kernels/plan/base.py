@@ -1,4 +1,4 @@
-"""The tensors of a plan, checked, and what follows from them, found once."""
+"""The tensors of a plan, their checks, and derived values that are computed once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class PlanBase:
     boxes: Boxes | None = None
     post: Affine | None = None
     visual: tuple[int, int] | None = None
-    handle: Tensor = field(init=False, repr=False)  # by which the operator in compiled graphs finds the plan
+    handle: Tensor = field(init=False, repr=False)  # stands for the plan in compiled graphs
     _memo: dict = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -82,21 +82,22 @@ class PlanBase:
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        self._begin()  # copies and pickles are plans of their own
+        self._begin()  # a copy has a handle and a memo of its own
 
     def memo(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """What `make` gives, kept with the plan under `key`; any thread may ask.
+        """The result of `make()`, kept with the plan under `key`; safe in several threads.
 
-        `make` runs without gradients and outside of inference mode, so that training can use what a validation left.
+        `make` runs without gradients and outside of inference mode, so that training can use values that a validation
+        computed.
         """
         if key not in self._memo:
             with torch.inference_mode(False), torch.no_grad():
-                self._memo.setdefault(key, make())  # another thread may have made it meanwhile
+                self._memo.setdefault(key, make())  # another thread may have been faster
         return self._memo[key]
 
     @property
     def query_rows(self) -> Tensor:
-        """`(B|1, H|1, Rq)`, token of each query row, -1 for padding; made anew from bits at every look."""
+        """`(B|1, H|1, Rq)`, token of each query row, -1 for padding; decoded from bits at every access."""
         rows = self.order if self.q_rows is None else self.q_rows
         return rows.rows() if isinstance(rows, RoutedRows) else rows
 
@@ -107,7 +108,7 @@ class PlanBase:
 
     @property
     def partial(self) -> bool:
-        """Whether `boxes` decide in some tile."""
+        """Whether some tile is partial, so that `boxes` apply."""
         return any(lists.partial is not None for lists in self.lists)
 
     @property

@@ -1,4 +1,4 @@
-"""Boxes of keys: the test that cuts a window out of the tiles it only touches."""
+"""Boxes of keys: they cut a window out of tiles that lie only partly in it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 class Boxes:
     """The keys each query row may see in partial tiles: `low <= coordinate <= high` along every axis.
 
-    Separable, so A comparisons per query and key decide, and nothing is stored per pair (as in generalized
-    neighborhood attention, arXiv 2504.16922). The same for all batch entries and heads.
+    Boxes are separable: a query and a key take two comparisons per axis, and nothing is stored per pair (as in
+    generalized neighborhood attention, arXiv 2504.16922). They are the same for all batch entries and heads.
 
     Args:
         low, high (`torch.Tensor`): `(Rq, A)` int32, inclusive bounds of each query row.

@@ -1,4 +1,4 @@
-"""What a plan keeps, token by token: quadratic, for tests, pictures and short sequences."""
+"""A plan as a map of all queries and keys: quadratic, for tests, pictures and short sequences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same dataclass with other tensors."""
+"""Applying a function to all tensors of a dataclass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Part = TypeVar("Part")
 
 
 def map_tensors(part: Part, change: Callable[[Tensor], Tensor]) -> Part:
-    """`part` with `change(tensor)` for each tensor in it, also in tuples and dataclasses; itself where all stay."""
+    """`part` with `change(tensor)` for each tensor in it, nested ones included; `part` itself if none changes."""
     if isinstance(part, Tensor):
         return change(part)
     if isinstance(part, tuple):
@@ -27,6 +27,6 @@ def map_tensors(part: Part, change: Callable[[Tensor], Tensor]) -> Part:
 
 
 def trainable(tensor: Tensor) -> Tensor:
-    """The same tensor, a copy of one made under `torch.inference_mode`, which no backward can use."""
+    """The tensor, or a copy of an inference tensor, which no backward could use."""
     with torch.inference_mode(False):
         return tensor.clone() if tensor.is_inference() else tensor

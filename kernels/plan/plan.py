@@ -1,4 +1,4 @@
-"""What an attention plan is: which key tiles every query tile visits, as data."""
+"""An attention plan as data: which key tiles every query tile visits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .routed import RoutedRows
 
 @dataclass(frozen=True, eq=False)
 class Plan(PlanBase):
-    """Everything one attention call needs to know beside query, key and value.
+    """Everything that one attention call needs beside query, key and value.
 
     Tokens are put into *rows* (`order`), rows into query tiles of `block_q` rows and KV tiles of `TileList.tile`
     rows. A pooled level holds the mean key and value of every `pool` consecutive rows, weighted in the softmax by the
@@ -29,14 +29,14 @@ class Plan(PlanBase):
         lists (`tuple[TileList, ...]`): KV tiles visited, at most one list per pooling level.
         block_q (`int`): rows of one query tile.
         q_rows (`torch.Tensor` or [`RoutedRows`], *optional*): `(B|1, H|1, Rq)` int64 or int32, token of each query row
-            where it differs from `order`, or the bits that say so; a token may have several rows, which are merged by
-            their log-sum-exp.
-        key_mask (`torch.Tensor`, *optional*): `(B, S)` bool, False for keys that nobody attends to.
+            where these differ from `order`, or bits that encode the rows; several rows of a token are merged by their
+            log-sum-exp.
+        key_mask (`torch.Tensor`, *optional*): `(B, S)` bool, False for keys that no query attends to.
         boxes ([`Boxes`], *optional*): which keys the rows see in the `partial` entries of the one, unpooled level.
-        post ([`Affine`], *optional*): applied to the rows of out before they are put back into tokens; lse is the one
-            before it. Not together with `q_rows`.
-        visual (`tuple[int, int]`, *optional*): first row of `order` that holds visual tokens and the first one past
-            them; all rows where it is not given. What is outside (text) does not count in `density`.
+        post ([`Affine`], *optional*): applied to the rows of out before they are scattered to tokens; it does not
+            change lse. Not together with `q_rows`.
+        visual (`tuple[int, int]`, *optional*): first row of `order` with visual tokens, and the first row after
+            them; all rows if not given. Rows outside (text) do not count in `density`.
     """
 
     def with_key_mask(self, key_mask: Tensor) -> Plan:
@@ -51,7 +51,7 @@ class Plan(PlanBase):
 
     @property
     def unpacked(self) -> Plan:
-        """The same plan with `q_rows` as tokens, for one call; what is kept for the plan is shared."""
+        """The same plan with `q_rows` as token numbers, for one call; the two share their memo."""
         if not isinstance(self.q_rows, RoutedRows):
             return self
         unpacked = replace(self, q_rows=self.query_rows)
@@ -60,7 +60,7 @@ class Plan(PlanBase):
 
     @property
     def masks_only(self) -> bool:
-        """Whether the plan is dense attention with a mask: tokens as keys, each seen once, and nothing after it."""
+        """Whether the plan is dense attention with a mask: no pooled keys, no repeated queries, no `post`."""
         return len(self.lists) == 1 and self.lists[0].pool == 1 and self.q_rows is None and self.post is None
 
     @property
@@ -70,7 +70,7 @@ class Plan(PlanBase):
             return False
         (lists,) = self.lists
         tiles = self.level_rows(lists) // lists.tile
-        # the width of the lists is known without waiting for the device
+        # comparing the width of the lists does not wait for the device
         if lists.indices.shape[-1] < tiles:
             return False
         return self.memo("full", lambda: bool((lists.counts == tiles).all()))
@@ -84,20 +84,20 @@ class Plan(PlanBase):
         return one and (self.key_mask is None or len(self.key_mask) == 1)
 
     def density_tensors(self) -> tuple[Tensor, Tensor]:
-        """`density` and `computed` as 0-dim float64 tensors on the plan's device, which nobody waits for."""
+        """`density` and `computed` as 0-dim float64 tensors on the plan's device, without waiting for it."""
         return self._level_densities(self.visual).sum(), self._level_densities(None).sum()
 
     @property
     def density(self) -> float:
-        """Computed products between visual tokens over all of them, a pooled key counting as one.
+        """The share of the products between visual tokens that is computed, a pooled key counting as one.
 
-        Partial tiles are computed whole, and count whole.
+        Partial tiles are computed whole, and count as whole tiles.
         """
         return sum(self.level_density.values())
 
     @property
     def computed(self) -> float:
-        """Computed products over the S x S of dense attention, those with text included."""
+        """The share of all S x S products that is computed, text included."""
         return self.memo("computed", lambda: sum(self._level_densities(None).tolist()))
 
     @property
@@ -118,7 +118,7 @@ class Plan(PlanBase):
         return dense_levels(self)
 
     def describe(self) -> str:
-        """One line for people: tokens, padding, tiles, density by level."""
+        """One line of text: tokens, padding, tiles, density by level."""
         padding = self.order.shape[-1] / self.tokens - 1
         levels = ", ".join(f"{share:.3f} at pool {pool}" for pool, share in self.level_density.items())
         tiles = "/".join(f"{self.block_q}x{lists.tile}" for lists in self.lists)

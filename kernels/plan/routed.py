@@ -10,17 +10,17 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class RoutedRows:
-    """Which tokens attend to each group of keys, and from that one query row for each such pair, group by group.
+    """Which tokens attend to each group of keys; every such pair is one query row, group by group.
 
-    A row as the number of its token takes four bytes for each choice; the bits take an eighth of a byte for each
-    group, which is less as soon as more than one in 32 is chosen. The rows are made for the call that needs them.
+    Token numbers would take four bytes for each pair. Bits take an eighth of a byte for each token and group, which is
+    less as soon as more than one pair in 32 is chosen. Each call decodes the rows that it needs.
 
     Args:
         bits (`torch.Tensor`): `(B|1, H|1, G, ceil(S / 8))` uint8; bit i of byte j says whether token 8 j + i attends
             to the group.
         tokens (`int`): S.
-        block (`int`): rows of a tile; every group is filled up to whole tiles, which visit the same keys.
-        tiles (`int`): tiles of every head, its last ones of padding only.
+        block (`int`): rows of a tile; every group is padded to whole tiles, which visit the same keys.
+        tiles (`int`): tiles of every head; the last ones may hold padding only.
     """
 
     bits: Tensor
@@ -46,12 +46,12 @@ class RoutedRows:
 
     @property
     def device(self) -> torch.device:
-        """Where the bits are."""
+        """The device of the bits."""
         return self.bits.device
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Bytes of the bits."""
         return self.bits.nbytes
 
     def moved(self, order: Tensor) -> RoutedRows:
@@ -70,14 +70,14 @@ class RoutedRows:
         group = torch.searchsorted(last, tile, right=True)
         return group.where(group < last.shape[-1], -1)
 
-    def count(self, meant: Tensor) -> Tensor:
-        """`(B|1, H|1, Rq / block)` int64, rows of tokens that are meant, `(B|1, H|1, S)` bool.
+    def count(self, counted: Tensor) -> Tensor:
+        """`(B|1, H|1, Rq / block)` int64, the rows of `counted` tokens, `(B|1, H|1, S)` bool, in each tile.
 
-        Those of a group are all counted for its first tile: its tiles visit the same keys.
+        The first tile of a group gets the count of the whole group, since its tiles visit the same keys.
         """
         chosen = self.chosen()
         tiles = self._tiles_of_group(chosen)
-        counts = (chosen & meant[:, :, None]).sum(-1)
+        counts = (chosen & counted[:, :, None]).sum(-1)
         first = (tiles.cumsum(-1) - tiles).clamp(max=self.tiles - 1).expand_as(counts)
         return counts.new_zeros(*counts.shape[:2], self.tiles).scatter_add_(-1, first, counts)
 

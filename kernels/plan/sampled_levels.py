@@ -1,4 +1,4 @@
-"""At which level some queries see some keys, without a map of the whole sequence."""
+"""The levels at which some queries see some keys, without a map of the whole sequence."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def sampled_levels(plan: Plan, queries: Tensor, keys: Tensor, batch: int = 0, he
 
 
 def _of_one_head(lists: TileList, pick: Callable[[Tensor], Tensor]) -> TileList:
-    # before the lists become masks: those of all heads would be large
+    # one head before the lists become masks: the masks of all heads would be large
     counts, indices = (pick(part)[None, None] for part in (lists.counts, lists.indices))
     partial = None if lists.partial is None else pick(lists.partial)[None, None]
     return replace(lists, counts=counts, indices=indices, partial=partial)

@@ -1,4 +1,4 @@
-"""Which KV tiles every query tile visits, as lists of their numbers."""
+"""The KV tiles that every query tile visits, as lists of tile numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TileList:
         tile (`int`): rows of one KV tile.
         pool (`int`, *optional*, defaults to 1): tokens averaged into one KV row.
         partial (`torch.Tensor`, *optional*): shape of `indices`, bool; entries in which `Plan.boxes` decide which
-            keys are seen.
+            keys a query sees.
     """
 
     counts: Tensor
@@ -39,7 +39,7 @@ class TileList:
         place = mask.cumsum(-1)
         counts = place[..., -1].int()
         width, tiles = max(int(counts.max()), 1), mask.shape[-1]
-        place = (place - 1).masked_fill_(~mask, width)  # tiles not kept go to one column more, which is cut off
+        place = (place - 1).masked_fill_(~mask, width)  # other tiles go to an extra column, which is cut off
         dtype = torch.int16 if tiles <= 2**15 else torch.int32
         indices = torch.zeros(*mask.shape[:-1], width + 1, dtype=dtype, device=mask.device)
         indices.scatter_(-1, place, torch.arange(tiles, dtype=dtype, device=mask.device).expand_as(mask))

@@ -1,4 +1,4 @@
-"""The lists of a plan the other way round: which query tiles visit each KV tile, for gradients of key and value."""
+"""The transposed lists of a plan: the query tiles that visit each KV tile, for gradients of key and value."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Visitors:
 
 
 def visitors(plan: Plan, lists: TileList, group: int = 1) -> Visitors:
-    """The transpose of one level of `plan`, built once; it takes memory for the visits made, not for NQ x NK."""
+    """The transpose of one level of `plan`, built once; its memory grows with the visits, not with NQ x NK."""
     at = ("visitors", plan.lists.index(lists), group)
     return plan.memo(at, lambda: transpose(lists, plan.level_rows(lists) // lists.tile, group))
 

@@ -34,7 +34,7 @@ ROWS = [
 
 def test_the_readme_holds_the_speeds_of_now():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme.renewed(text, readme.START, readme.END, readme.speeds()) == text, readme.START
+    assert readme.with_block(text, readme.START, readme.END, readme.speeds()) == text, readme.START
     assert text.index(readme.END) < text.index("## Install")
 
 

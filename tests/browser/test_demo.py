@@ -13,7 +13,7 @@ if not os.path.exists(CHROMIUM):
     pytest.skip(f"the browser test needs {CHROMIUM}", allow_module_level=True)
 
 from diffattn.demo import Worker, build_demo, launch  # noqa: E402
-from diffattn.demo.heads import CAPTION, GAP, SIDE  # noqa: E402
+from diffattn.demo.head_maps import CAPTION, GAP, SIDE  # noqa: E402
 
 ARGS = [
     "--headless",

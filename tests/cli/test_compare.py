@@ -126,11 +126,11 @@ def test_a_prompt_compares_a_method_with_dense(tmp_path):
     [
         (["a.mp4"], "give two video files"),
         (["a.mp4", "b.mp4", "--prompt", "x"], "give two video files"),
-        (["a.mp4", "b.mp4", "--steps", "3"], "--steps is for --prompt"),
+        (["a.mp4", "b.mp4", "--steps", "3"], "--steps goes with --prompt"),
         (["none.mp4", "b.mp4"], "there is no file"),
         (["text.mp4", "b.mp4"], "is no video that ffmpeg reads"),
         (["a.mp4", "b.mp4", "-o", "no/out"], "the output must be a folder"),
-        (["--prompt", "x", "--method", "dense"], "--method must be a sparse one"),
+        (["--prompt", "x", "--method", "dense"], "--method must name a sparse method"),
         (["--prompt", "x", "--frames", "6"], "frames must be 5 or 9"),
     ],
 )

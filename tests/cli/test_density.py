@@ -52,7 +52,7 @@ def test_prints_for_people():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method", "dense"], "--method dense computes all of it"),
+        (["--method", "dense"], "--method must name a sparse method"),
         (["--method", "nope"], "unknown method 'nope'"),
         (["--frames", "6"], "frames must be 5 or 9"),
         (["-o", "map.jpg"], "must end in .png"),

@@ -13,9 +13,9 @@ pytest.importorskip("gradio")
 import diffattn
 from diffattn import TokenGrid
 from diffattn.demo import Models, Request, Worker
-from diffattn.demo.heads import CAPTION, CHOSEN, SIDE, draw_heads, head_at, head_names, model_in, toggled
+from diffattn.demo.head_maps import CAPTION, CHOSEN, SIDE, draw_heads, head_at, head_names, model_in, toggled
 from diffattn.demo.sessions import Sessions
-from diffattn.demo.worker import Compared, Made
+from diffattn.demo.worker import ComparisonReady, VideoReady
 from diffattn.guidance import ModelMap, map_model
 from diffattn.guidance.guidance_hook import find_guidance
 from diffattn.integration.apply import find_transformers
@@ -89,8 +89,8 @@ def test_a_second_click_takes_a_head_back():
 def test_chosen_heads_guide_both_videos_and_none_is_guided_afterwards(worker, sessions):
     def videos(**values):
         events = list(worker.run(worker.check(replace(SMALL, **values)), sessions.begin("me")))
-        assert isinstance(events[-1], Compared) and events[-1].heads.is_file()
-        return [event.trial.frames for event in events if isinstance(event, Made)]
+        assert isinstance(events[-1], ComparisonReady) and events[-1].heads.is_file()
+        return [event.trial.frames for event in events if isinstance(event, VideoReady)]
 
     plain, guided = videos(), videos(heads=["2:1", "3:0"])
     assert all(np.abs(a - b).max() > 1e-3 for a, b in zip(plain, guided))

@@ -16,8 +16,8 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from diffattn.demo import Limits, Request, Worker, build_demo, launch
-from diffattn.demo.sessions import KEPT, Run, Sessions
-from diffattn.demo.worker import Compared, Failed, Made, Progress, Stopped
+from diffattn.demo.sessions import KEPT_RUNS, Run, Sessions
+from diffattn.demo.worker import ComparisonReady, Failed, Progress, Stopped, VideoReady
 
 SMALL = Request("a red circle", density=0.3, dense_start=0, steps=2, width=64, height=64, frames=5)
 LONG = replace(SMALL, steps=50, width=128, height=128)
@@ -63,10 +63,10 @@ def test_a_run_tells_its_steps_and_gives_two_videos_numbers_and_a_map(worker, ru
     events = list(worker.run(worker.check(SMALL), run))
     steps = [(event.stage, event.step) for event in events if isinstance(event, Progress) and event.steps]
     assert steps == [("Dense", 1), ("Sparse (auto)", 1)]
-    dense, sparse = (event for event in events if isinstance(event, Made))
+    dense, sparse = (event for event in events if isinstance(event, VideoReady))
     assert iio.imread(dense.path).shape == iio.imread(sparse.path).shape == (5, 64, 64, 3)
     assert dense.trial.density == 1 > sparse.trial.density and dense.step_seconds > 0
-    assert isinstance(events[-1], Compared) and events[-1].tokens == 2 * 8 * 8
+    assert isinstance(events[-1], ComparisonReady) and events[-1].tokens == 2 * 8 * 8
     assert 10 < events[-1].comparison.mean["psnr"] and events[-1].picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -111,7 +111,7 @@ def test_a_session_keeps_few_runs_and_leaves_none():
     sessions = Sessions()
     runs = [sessions.begin("me") for _ in range(20)]
     others = sessions.begin("you")
-    assert len(os.listdir(sessions.folder)) == KEPT + 1 and runs[0].stop.is_set() and not runs[-1].stop.is_set()
+    assert len(os.listdir(sessions.folder)) == KEPT_RUNS + 1 and runs[0].stop.is_set() and not runs[-1].stop.is_set()
     sessions.close("me")
     assert os.listdir(sessions.folder) == [others.folder.name] and runs[-1].stop.is_set()
     folder = sessions.folder
@@ -133,7 +133,7 @@ def test_two_users_at_once_get_their_own_results_and_leave_no_files(tmp_path, wo
     (folder,) = (tmp_path / "gradio").iterdir()
     assert len(os.listdir(folder)) == 2
     for request, (status, dense, sparse, numbers, *pictures) in zip(asked, results):
-        made = [event for event in worker.run(request, Run(run.folder)) if isinstance(event, Made)]
+        made = [event for event in worker.run(request, Run(run.folder)) if isinstance(event, VideoReady)]
         for mine, expected in zip((dense, sparse), made):
             assert np.array_equal(iio.imread(_path(mine)), iio.imread(expected.path))
         assert "Done" in status and "PSNR to dense" in numbers

@@ -37,7 +37,7 @@ def test_before_the_first_step_of_a_run_that_begins_late():
 
 
 def test_of_two_timesteps_alike_a_late_run_begins_with_the_second():
-    """A second-order scheduler has most timesteps twice: at the end of a step, and at the start of the next."""
+    """A second-order scheduler has every timestep but the first twice: at the end and at the start of a step."""
     made = scheduler(FlowMatchHeunDiscreteScheduler)
     late = made.timesteps[3]
     call = made.index_for_timestep(late)

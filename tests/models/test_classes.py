@@ -64,7 +64,7 @@ def test_a_plan_equals_its_mask_in_the_models_own_processors(built):
     diffattn.enable(model, OwnBlockConfig(), schedule=ALWAYS)
     close(case.run(model), wanted)
     assert masked.calls == sum(layer.sparse_calls for layer in layers(model)) == case.calls * len(layers(model))
-    assert all(layer.plan.density < 0.999 and not layer.dense_calls for layer in layers(model))
+    assert all(layer.density < 0.999 and not layer.dense_calls for layer in layers(model))
 
 
 def test_only_self_attention_over_visual_tokens_is_touched(built):

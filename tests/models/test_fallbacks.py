@@ -10,7 +10,7 @@ import diffattn
 from diffattn import PyramidConfig, RadialConfig, Schedule, TokenGrid
 from diffattn.integration.masks import as_key_mask
 from diffattn.integration.placement import Placement, in_grid_order, place, reorder_plan
-from diffattn.models.adapter import BEFORE
+from diffattn.models.adapter import TOKENS_BEFORE_GRID
 
 from .builders import case
 from .cases import lengths, normal
@@ -218,7 +218,7 @@ def test_methods_that_look_at_queries_get_them_in_the_order_of_the_grid():
     ],
 )
 def test_placement(before, tokens, wanted):
-    found = place((2, 3, 4), BEFORE.get(before, before), tokens)
+    found = place((2, 3, 4), TOKENS_BEFORE_GRID.get(before, before), tokens)
     assert (found.grid.text, found.grid.text_first, found.shift) == wanted
 
 
@@ -226,7 +226,7 @@ def test_placement(before, tokens, wanted):
     "before, tokens, reason", [("none", 25, "not on the grid"), ("after", 23, "fewer"), (3, 26, "were expected")]
 )
 def test_no_placement(before, tokens, reason):
-    found = place((2, 3, 4), BEFORE.get(before, before), tokens)
+    found = place((2, 3, 4), TOKENS_BEFORE_GRID.get(before, before), tokens)
     assert not isinstance(found, Placement) and reason in found
 
 

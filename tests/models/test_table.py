@@ -6,7 +6,8 @@ from typer.testing import CliRunner
 
 from diffattn.cli import app
 from diffattn.models import adapter_named, supported_models
-from diffattn.models.table import END, START, methods_for, support_table, with_table
+from diffattn.models.table import END, START, methods_for, support_table, with_block, with_table
+from docs.tools import composition
 
 from .builders import CASES, case
 from .pipeline_builders import PIPELINES
@@ -25,12 +26,17 @@ def test_the_page_holds_the_table_of_now(name):
 
 
 def test_every_test_that_proves_a_composition_exists():
-    text = (ROOT / "docs/composition.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/composition.md").read_text(encoding="utf-8").split(composition.START)[0]
     rows = [row for row in text.splitlines() if row.startswith("| ")][1:]
     named = [re.fullmatch(r".*\| `(tests/.+\.py)::(test_\w+)` \|", row) for row in rows]
     assert len(rows) > 25 and all(named)
     for file, test in (found.groups() for found in named):
         assert f"\ndef {test}(" in (ROOT / file).read_text(encoding="utf-8"), (file, test)
+
+
+def test_the_pairs_on_the_page_are_those_that_the_tests_prove():
+    text = (ROOT / "docs/composition.md").read_text(encoding="utf-8")
+    assert with_block(text, composition.START, composition.END, composition.pairs()) == text, composition.START
 
 
 def test_every_reason_on_the_page_is_one_that_the_code_gives():

@@ -1,1 +1,1 @@
-"""Tiles of a plan run with torch operations: the path of a CPU."""
+"""Attention over a plan in torch operations: the path of a CPU."""

@@ -44,7 +44,7 @@ def _in_parts(chunk: Chunk, keys: Tensor, part_bytes: int) -> list[Chunk]:
         return [chunk]
     size = math.ceil(len(visited) / count)
     partial = (None,) * count if chunk.partial is None else chunk.partial.split(size, 1)
-    # a part may be without any key where the whole list is not
+    # a part may lack keys even if the whole list does not
     may_lack_keys = chunk.may_lack_keys or chunk.weighted or chunk.partial is not None
     parts = zip(visited.split(size), partial)
     return [replace(chunk, visited=[some], partial=cells, may_lack_keys=may_lack_keys) for some, cells in parts]
@@ -72,7 +72,7 @@ def _softmax_of_part(query, keys, values, chunk: Chunk, work, plan, scale, form,
 
 def gather(sources: list[Tensor], chunk: Chunk, between: tuple[int, ...], scratch: Scratch, name: str) -> Tensor:
     """Granules `(N, G, ...)` of every run that the `n` tiles of a chunk visit: `(n, *between, L, ...)`."""
-    if len(sources) == 1:  # into memory that is there
+    if len(sources) == 1:  # into memory that exists already
         (source,), (index,) = sources, chunk.visited
         count, (granule, *rest), tiles = index.numel(), source.shape[1:], len(chunk.tiles)
         torch.index_select(source, 0, index, out=scratch(name, source.dtype, count, granule, *rest))
@@ -82,7 +82,7 @@ def gather(sources: list[Tensor], chunk: Chunk, between: tuple[int, ...], scratc
 
 
 def mask_of_chunk(plan: Plan, work: Worklist, chunk: Chunk, lead: tuple[int, ...], scratch: Scratch) -> Tensor | None:
-    """What is added to the scores of a chunk, `(n, *lead, 1, L)` or `(n, *lead, BQ, L)`; None for nothing."""
+    """The addend to the scores of a chunk, `(n, *lead, 1, L)` or `(n, *lead, BQ, L)`; None for nothing."""
     mask = gather(work.bias, chunk, (*lead, 1), scratch, "bias") if chunk.weighted else None
     if chunk.partial is None:
         return mask
@@ -101,7 +101,7 @@ def mask_of_chunk(plan: Plan, work: Worklist, chunk: Chunk, lead: tuple[int, ...
 
 
 def _partial_cells(plan: Plan, work: Worklist, chunk: Chunk) -> tuple[Tensor, Tensor, Tensor]:
-    """The partial granules of a chunk: query tile and place in its list, `(P,)`, and `(P, BQ, G)` what boxes hide."""
+    """Of each partial granule of a chunk: query tile and place in its list `(P,)`, and hidden keys `(P, BQ, G)`."""
     (run,), (visited,) = work.runs, chunk.visited
     tile, entry = chunk.partial.nonzero(as_tuple=True)
     lane = torch.arange(run.granule, device=visited.device)

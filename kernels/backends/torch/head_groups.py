@@ -1,4 +1,4 @@
-"""A few heads at a time: rows in the order of a plan are copies of query, key and value, which this bounds."""
+"""Attention a few heads at a time, which bounds the copies of query, key and value in the order of a plan."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ...plan.heads import plan_of_heads
 from ...plan.plan import Plan
+from ...plan.plan_of_heads import plan_of_heads
 from .threads import in_threads, share_of_threads
 
 GROUP_BYTES = 12 << 20  # per thread, of the query, key and value rows of one group
@@ -22,13 +22,13 @@ def attend_by_head_groups(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`attention(query, key, value, plan, scale) -> (out, lse)`, called for one group of heads after the other.
 
-    Where one group does not hold them all, and without gradients, every thread of a CPU takes one KV head after the
-    other for itself; those that the threads cannot share evenly follow, and all threads work on each.
+    Without gradients, and if one group does not hold all heads, every thread of a CPU takes one KV head after another.
+    The heads that the threads cannot share evenly come last, and all threads work on each of them.
 
     Args:
         query (`torch.Tensor`): `(B, S, H, D)`.
         key, value (`torch.Tensor`): `(B, S, Hkv, D)`.
-        group_bytes (`int`, *optional*): of a group's rows, per thread.
+        group_bytes (`int`, *optional*): bytes of a group's rows, per thread.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: out `(B, S, H, D)` and lse `(B, H, S)`.
@@ -59,7 +59,7 @@ def attend_by_head_groups(
     if query.device.type == "cpu":
         groups = list(_head_groups(query, key, 1))
         shared = len(groups) // workers * workers
-    queue = iter(groups[:shared])  # the workers share it: whoever is free takes the next
+    queue = iter(groups[:shared])  # shared: a free worker takes the next group
     in_threads(lambda _: write(queue), workers, threads, shared > 0)
     write(iter(groups[shared:]))
     return out, lse
@@ -87,7 +87,7 @@ def _head_groups(query: Tensor, key: Tensor, kv_heads: int) -> Iterator[HeadGrou
 
 
 def _joined(parts: list[tuple[Tensor, Tensor]], batch: int) -> tuple[Tensor, Tensor]:
-    """The groups put together without writing in place, as gradients want it."""
+    """The groups concatenated, without in-place writes, which gradients do not allow."""
     across = len(parts) * parts[0][0].shape[0] // batch  # groups of heads for the same batch entries
     rows = [parts[first : first + across] for first in range(0, len(parts), across)]
     outs, lses = zip(*((torch.cat([p[0] for p in row], 2), torch.cat([p[1] for p in row], 1)) for row in rows))

@@ -1,4 +1,4 @@
-"""Memory that a thread uses again and again: fresh pages cost more than what is written to them."""
+"""Memory that a thread reuses: a fresh page costs more than the write to it."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from .scratch import Scratch
 
 SCORE_BYTES = 2 << 20  # of the scores that are held at once, at most
-LOG2_E = math.log2(math.e)  # scores times this are exponents of 2: exp2 takes a third of the time of exp on AMD
-SAFE_LSE = 64.0  # of either sign: sums of powers of 2 in this range are made of such that float32 holds
+LOG2_E = math.log2(math.e)  # turns scores into exponents of 2: exp2 takes a third of the time of exp on AMD
+SAFE_LSE = 64.0  # of either sign: float32 holds the powers of 2 whose sums lie in this range
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class SoftmaxForm:
     Args:
         attention (`Callable`): `attention(query, key, value, mask, scale, scratch) -> (out, lse)`: `mask`
             `(N, *lead, 1|BQ, L)` or None is added to the scores, out is in the dtype of `query`, lse `(N, *lead, BQ)`
-            in float32 or wider. What a row without any key gives is not defined.
-        lead (`tuple[int, ...]`): dimensions that the form wants between.
+            in float32 or wider. A row without any key gives undefined values.
+        lead (`tuple[int, ...]`): additional dimensions that the form needs.
         scored (`bool`): whether all scores are written to memory.
     """
 
@@ -37,18 +37,17 @@ class SoftmaxForm:
 def softmax_form(query: Tensor) -> SoftmaxForm:
     """The form for queries of this device and dtype."""
     if query.device.type != "cpu":
-        return PUBLIC
+        return PLAIN
     if query.dtype == torch.bfloat16 and has_slow_flash_bf16():
         return MIXED
-    return PUBLIC if flash_cpu() is None else FLASH
+    return PLAIN if flash_cpu() is None else FLASH
 
 
 @cache
 def has_slow_flash_bf16() -> bool:
     """Whether torch's CPU flash attention leaves the bf16 units of this processor idle.
 
-    It calls a gemm that widens bf16 to fp32 unless there is AMX, while a batched matmul of bf16 is 2 to 4 times as
-    fast.
+    Without AMX it calls a gemm that widens bf16 to fp32, while a batched matmul of bf16 is 2 to 4 times as fast.
     """
     return torch.cpu._is_avx512_bf16_supported() and not has_amx()
 
@@ -79,9 +78,8 @@ def _flash_cpu(query, key, value, mask, scale, scratch):
 def _mixed(query, key, value, mask, scale, scratch: Scratch, score_bytes: int = SCORE_BYTES):
     """Scores and softmax in float32, the product with the values in bf16: as exact as flash attention.
 
-    Torch has no CPU product of bf16 that gives float32, which scores must be: rounded to bf16 they cost two digits of
-    lse. `mkldnn.matmul.fp32_precision` would make the first product one of bf16 too, but for all threads of the
-    process.
+    Torch has no CPU product of bf16 tensors with a float32 result, and scores rounded to bf16 would cost two digits of
+    lse. `mkldnn.matmul.fp32_precision` would run the first product in bf16 too, but in all threads of the process.
     """
     query = scratch("wide query", torch.float32, *query.shape).copy_(query)
     count = math.ceil(4 * query.shape[0] * query.shape[1] * key.shape[1] / score_bytes)
@@ -98,7 +96,7 @@ def _mixed(query, key, value, mask, scale, scratch: Scratch, score_bytes: int = 
 
 
 def _in_parts(key, value, mask, count: int) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-    keys = math.ceil(key.shape[1] / count)  # as many in each: a small rest takes longer than its share
+    keys = math.ceil(key.shape[1] / count)  # equal parts: a small rest takes longer than its share
     masks = (None,) * count if mask is None else mask.split(keys, -1)
     return list(zip(key.split(keys, 1), value.split(keys, 1), masks))
 
@@ -117,7 +115,7 @@ def _part_sums(query, key, value, mask, shift, scale: float, scratch: Scratch) -
     if shift is not None:
         powers.sub_(shift)
     total = powers.exp2_().sum(-1, keepdim=True)
-    powers.div_(total.clamp(min=math.exp(-SAFE_LSE)))  # not 0 / 0 where no key counts
+    powers.div_(total.clamp(min=math.exp(-SAFE_LSE)))  # avoids 0 / 0 where no key is valid
     probs = scratch("probs", torch.bfloat16, *powers.shape).copy_(powers)
     return torch.bmm(probs, value), total
 
@@ -130,7 +128,7 @@ def _exponents(query, key, mask, scale: float, scratch: Scratch) -> Tensor:
     return torch.baddbmm(added, query, wide.mT, beta=beta, alpha=scale * LOG2_E, out=scores)
 
 
-def _public(query, key, value, mask, scale, scratch):
+def _plain(query, key, value, mask, scale, scratch):
     """With public operations only."""
     scores = scaled_scores(query, key, mask, scale)
     lse = torch.logsumexp(scores.to(torch.promote_types(scores.dtype, torch.float32)), dim=-1)
@@ -140,4 +138,4 @@ def _public(query, key, value, mask, scale, scratch):
 
 FLASH = SoftmaxForm(_flash_cpu, (1,), scored=False)
 MIXED = SoftmaxForm(_mixed)
-PUBLIC = SoftmaxForm(_public)
+PLAIN = SoftmaxForm(_plain)

@@ -10,12 +10,12 @@ from threading import Barrier, current_thread
 
 import torch
 
-MAX_WORKERS = 8  # threads that take turns in the interpreter without waiting for it
+MAX_WORKERS = 8  # threads that share the interpreter without waiting for it
 NAME = "diffattn"
 
 
 def share_of_threads(device: torch.device) -> tuple[int, int]:
-    """Workers for `in_threads` on `device`, one for who is a worker, and the threads of torch for each of them."""
+    """The number of workers for `in_threads` on `device`, 1 within a worker, and the torch threads of each worker."""
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     workers = 1 if current_thread().name.startswith(NAME) else min(threads, MAX_WORKERS)
     return workers, threads // workers
@@ -24,11 +24,11 @@ def share_of_threads(device: torch.device) -> tuple[int, int]:
 def in_threads(run: Callable[[int], None], workers: int, each: int, spread: bool) -> None:
     """`run(0)`, ..., `run(workers - 1)` at once, without gradients, each with `each` threads for its operations.
 
-    Where all threads share every operation, each of a chain of small ones waits for the slowest thread, and for long
-    where another program interrupts it. Without `spread` they run one after the other, on all threads, as befits
-    little work.
+    If all threads share every operation, each of many small operations waits for the slowest thread, and for long if
+    another program interrupts that thread. Without `spread` the runs follow each other on all threads, which suits
+    small work.
     """
-    inference = torch.is_inference_mode_enabled()  # known to one thread only, as whether there are gradients
+    inference = torch.is_inference_mode_enabled()  # local to a thread, like the gradient mode
 
     def without_gradients(index: int) -> None:
         with torch.inference_mode(inference), torch.no_grad():
@@ -40,15 +40,15 @@ def in_threads(run: Callable[[int], None], workers: int, each: int, spread: bool
 
 @cache
 def _pool(process: int, workers: int, each: int) -> ThreadPoolExecutor:
-    """Threads of this process, a fork has none of them; torch keeps the number of threads for each."""
+    """Worker threads of this process (a fork has none of them), each with `each` torch threads."""
     before, ready = torch.get_num_threads(), Barrier(workers)
     pool = ThreadPoolExecutor(workers, NAME)
 
     def start(_: int) -> None:
-        torch.get_num_threads()  # a thread that has not asked takes up the common number later
+        torch.get_num_threads()  # a thread that never asked would adopt the common number later
         torch.set_num_threads(each)
-        ready.wait()  # so that every thread gets one of these
+        ready.wait()  # so that every thread runs `start` once
 
     list(pool.map(start, range(workers)))
-    torch.set_num_threads(before)  # of this thread, and of threads to come
+    torch.set_num_threads(before)  # of this thread and of later ones
     return pool

@@ -1,7 +1,7 @@
 """Block-sparse attention in plain torch: the CPU path, and the fallback where Triton cannot run.
 
-Query tiles are sorted by how many keys they visit, taken in chunks whose gathered keys and values fit the cache, and
-each chunk is one batched attention call. Nothing is padded to the longest list and nothing is ever S x S.
+Query tiles are sorted by the number of keys that they visit and cut into chunks whose gathered keys and values fit the
+cache. Each chunk is one batched attention call. No list is padded to the longest one, and no tensor is S x S.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .softmax import LOG2_E, SoftmaxForm, scaled_scores, softmax_form
 from .threads import in_threads, share_of_threads
 from .worklist import DEFAULT_SIZES, Chunk, Sizes, worklist
 
-CHUNKS_PER_WORKER = 16  # at least: threads of the operations before still keep the cores busy
+CHUNKS_PER_WORKER = 16  # at least; with fewer, threads of the earlier operations still occupy the cores
 
 
 def forward(
@@ -29,7 +29,7 @@ def forward(
         query (`torch.Tensor`): `(B, H, Rq, D)`.
         key, value (`torch.Tensor`): `(B, Hkv, Rkv, D)`, the levels of the plan one after the other.
         form ([`SoftmaxForm`], *optional*): the fastest for the device and dtype by default.
-        sizes ([`Sizes`], *optional*): how much is taken at once.
+        sizes ([`Sizes`], *optional*): how much is processed at once.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: out `(B, H, Rq, D)` and lse `(B, H, Rq)` in float32 or wider.
@@ -49,7 +49,7 @@ class _TileAttention(torch.autograd.Function):
         out_tiles, lse_tiles = out.view_as(tiles), lse.view(tiles.shape[:-1])
         out_tiles[work.idle], lse_tiles[work.idle] = 0, -torch.inf
         keys, values = work.granules(key), work.granules(value)
-        chunks = iter(work.chunks)  # the workers share it: whoever is free takes the next
+        chunks = iter(work.chunks)  # shared: a free worker takes the next chunk
 
         def run(_: int) -> None:
             scratch = Scratch(query.device)
@@ -69,7 +69,7 @@ class _TileAttention(torch.autograd.Function):
     def backward(ctx, grad_out, grad_lse):
         query, key, value, out, lse = ctx.saved_tensors
         plan, scale, wide = ctx.plan, ctx.scale, lse.dtype
-        # a share of the KV heads for each worker, so that nobody else adds to their gradients
+        # each worker has its own KV heads, so that no other adds to their gradients
         workers = min(share_of_threads(query.device)[0], key.shape[0] * key.shape[1])
         each = max(1, torch.get_num_threads() // workers)
         work = worklist(plan, query.shape[:3], key, True, each, workers, ctx.sizes)

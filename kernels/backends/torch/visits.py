@@ -12,7 +12,7 @@ from torch import Tensor
 from ...plan.plan import Plan
 from ...plan.tile_list import TileList
 
-SMALL_TILE = 4  # rows; a level of smaller tiles is gathered on its own, so that it does not cut up the others
+SMALL_TILE = 4  # rows; levels of smaller tiles are gathered separately, so that the granules of the others stay large
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class Visits:
     """The granules of one run that each query tile visits, one query tile after the other.
 
     Args:
-        run ([`Run`]): whose lists are meant.
+        run ([`Run`]): whose lists are flattened.
         batch_heads (`tuple[int, int]`): B and H.
         kv_heads (`int`): a divisor of H.
         tiles (`int`): query tiles of all batch entries and heads.
@@ -69,7 +69,7 @@ class Visits:
         def count(where: Tensor | slice) -> Tensor:
             return torch.bincount(owner[where], minlength=tiles)
 
-        # per query tile: granules, those in which boxes decide, those with weights, those with keys for every query
+        # per query tile: all granules, partial ones, weighted ones, and those in which every query sees a key
         self.lengths, self.partial_count, self.weighted_count = count(slice(None)), count(partial), count(weighted)
         self.whole_count = count(~(partial | keyless))
         self.first = self.lengths.cumsum(0) - self.lengths

@@ -16,14 +16,14 @@ from .visits import Visits, runs_of
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is taken at once, so that it stays in the cache.
+    """How much is processed at once, so that it stays in the cache.
 
     Args:
-        chunk (`int`): bytes of a chunk per thread: flat optimum between 0.5 and 4 MB on the CPUs measured.
-        part (`int`): bytes of the keys and values of one query tile that are attended to at once: torch reads them for
-            every few query rows.
-        kept_cells (`int`): products of partial tiles, a byte each; what boxes hide in them is found once per plan up
-            to this number, for every call beyond it.
+        chunk (`int`): bytes of a chunk per thread; the optimum is flat between 0.5 and 4 MB on the CPUs measured.
+        part (`int`): bytes of keys and values of one query tile in one call: torch reads them again for every few
+            query rows.
+        kept_cells (`int`): products of partial tiles, a byte each. Up to this number, the keys that boxes hide are
+            computed once per plan, beyond it in every call.
     """
 
     chunk: int = 2 << 20
@@ -39,7 +39,7 @@ class Chunk:
     """Query tiles that visit equally many granules of each run.
 
     Args:
-        share (`int`): of the KV heads, among those that the worklist was made for.
+        share (`int`): number of its group of KV heads, see [`Worklist`].
         tiles (`torch.Tensor`): `(n,)`, numbers among all `B * H * NQ` query tiles.
         visited (`list[torch.Tensor]`): per run `(n * L,)`, numbers among its `B * Hkv * rows / granule` granules.
         partial (`torch.Tensor`, *optional*): `(n, L)` bool, granules in which boxes decide which keys are seen.
@@ -56,7 +56,7 @@ class Chunk:
 
 
 class _Kind(NamedTuple):
-    """What the query tiles of a chunk have in common; lengths are granules of every run."""
+    """The common properties of the query tiles of a chunk; lengths are granules of every run."""
 
     share: int
     partial: bool
@@ -91,7 +91,7 @@ class Worklist:
         share = torch.arange(tiles, device=key.device) * kv_heads // tiles * shares // kv_heads
         kinds = torch.stack([share, partial.long(), may_lack_keys.long(), *(run.lengths for run in visits)], -1)
         found, kind = kinds.unique(dim=0, return_inverse=True)
-        # query tiles of a kind one after the other; what has log-weights shares few chunks with what has none
+        # query tiles of a kind follow each other, those with log-weights last, so that few chunks mix the two
         order = torch.argsort(2 * kind + weighted, stable=True)
         row_bytes = 2 * key.shape[-1] * key.element_size() + scored * 4 * plan.block_q
         tiles_of_kind = torch.bincount(kind, minlength=len(found)).tolist()

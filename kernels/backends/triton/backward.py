@@ -1,4 +1,4 @@
-"""Gradients of block-sparse attention in Triton: no atomics, the same bits every time.
+"""Gradients of block-sparse attention in Triton: without atomics, so that every run gives the same bits.
 
 With P = exp(s q k^T + logw - lse) and dS = P * (dO v^T - (rowsum(dO * O) - dLSE)): dq = s dS k, dk = s dS^T q and
 dv = P^T dO. `dq` goes through the lists like the forward kernel; `dk` and `dv` go through the transposed lists.

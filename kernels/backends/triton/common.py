@@ -24,7 +24,7 @@ def list_entries(indices, step, count, TILE: tl.constexpr, BLOCK_N: tl.constexpr
         position = step // (TILE // BLOCK_N)
     else:
         position = (step * BLOCK_N + tl.arange(0, BLOCK_N)) // TILE
-    # in a plan they are 16 bits wide where that suffices, which row numbers are not
+    # plans store tile numbers in 16 bits where these suffice; row numbers need more
     return tl.load(indices + position, mask=position < count, other=0).to(tl.int32)
 
 
@@ -78,7 +78,7 @@ def query_constants(
 
 
 def launch_order(plan: Plan) -> Tensor:
-    """Query tiles `(B|1, H|1, NQ)` int32, those that visit most keys first: a long list started last is waited for."""
+    """Query tiles `(B|1, H|1, NQ)` int32, those that visit most keys first: no long list starts at the end."""
 
     def make() -> Tensor:
         visited = sum(lists.counts * lists.tile for lists in plan.lists)
@@ -88,7 +88,7 @@ def launch_order(plan: Plan) -> Tensor:
 
 
 def weighted_levels(plan: Plan) -> tuple[bool, ...]:
-    """Whether a level can have log-weights other than 0, told from shapes alone: looking would wait for the device."""
+    """Whether a level can have log-weights other than 0, by shapes alone: reading them would wait for the device."""
     full = plan.order.shape[-1] == plan.tokens and plan.key_mask is None
     return tuple(not full or lists.pool > 1 or plan.level_rows(lists) > plan.tokens for lists in plan.lists)
 

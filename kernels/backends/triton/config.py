@@ -53,8 +53,8 @@ FORWARD = {
         256: (Launch(64, 32, 4, 2),),
     },
 }
-# Warp-specialised forms of the forward kernel; the compiler adds the loading warps to `num_warps`. They take the place
-# of the plain ones on SPECIALIZED_ON, the architectures where they were measured to be faster: none yet.
+# Warp-specialised launches of the forward kernel; the compiler adds the loading warps to `num_warps`. They replace the
+# plain ones on the architectures in SPECIALIZED_ON, where they were measured to be faster: none yet.
 SPECIALIZED = {
     "sm_90": {
         64: (Launch(128, 128, 4, 2, True), Launch(128, 64, 4, 3, True), Launch(64, 64, 4, 2, True)),
@@ -66,8 +66,8 @@ SPECIALIZED = {
     },
 }
 SPECIALIZED_ON: frozenset[str] = frozenset()
-# Gradients hold more rows in registers: two operands and one sum for dq, two and two for dk and dv, whose block_m are
-# rows of queries, read by the step, and block_n keys.
+# Gradients hold more rows in registers: two operands and one sum for dq, two of each for dk and dv. There
+# block_m counts the query rows of a step, and block_n keys.
 DQ = {
     "sm_80": {
         64: (Launch(128, 64, 8, 2), Launch(64, 64, 4, 2)),
@@ -110,7 +110,10 @@ SINGLE = {
     "dq": SINGLE_GRADIENT,
     "dkv": SINGLE_GRADIENT,
 }
-INTERPRETER = (Launch(128, 128, 4, 1), Launch(128, 64, 4, 1))  # its time goes by steps, whatever their size
+INTERPRETER = (
+    Launch(128, 128, 4, 1),
+    Launch(128, 64, 4, 1),
+)  # its time depends on the number of steps only
 ARCHITECTURES = tuple(FORWARD)
 
 

@@ -1,6 +1,6 @@
 """The gradients of key and value in Triton: one program per block of KV rows, along the transposed lists.
 
-No atomics, so that every run gives the same bits; formulas in triton_backward.py.
+No atomics, so that every run gives the same bits; the formulas are in backward.py.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def key_gradient_kernel(query, key, value, logw, grad_out, lse, delta, grad_key,
 def _key_gradient_head(k, v, bias, dk, dv, query, grad_out, lse, delta, stride_query, stride_grad_out, visitors, bits,
                        count, tile, scale, d, D: tl.constexpr, BLOCK_Q: tl.constexpr, GROUP: tl.constexpr,
                        WEIGHTED: tl.constexpr, BLOCK_M: tl.constexpr):  # fmt: skip
-    """Adds the query tiles of one head that visit the block to dk and dv; `tile` tells a key's place in the group."""
+    """Adds the query tiles of one head that visit the block to dk and dv; `tile` numbers each key's tile."""
     SPLIT: tl.constexpr = (BLOCK_Q + BLOCK_M - 1) // BLOCK_M
     GUARDED: tl.constexpr = BLOCK_Q % BLOCK_M != 0
     visitor = tl.load(visitors, mask=count > 0, other=0)

@@ -1,4 +1,4 @@
-"""The gradient of query in Triton: one program per query tile, along its lists. Formulas in triton_backward.py."""
+"""The gradient of query in Triton: one program per query tile, along its lists. Formulas: backward.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def query_gradient_kernel(query, key, value, logw, out, lse, grad_out, grad_lse,
                           grad_query_strides, order_strides, scale, group, rows, D: tl.constexpr,
                           BLOCK_Q: tl.constexpr, TILES: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK_M: tl.constexpr,
                           BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
-    """dq of BLOCK_M rows of one query tile; also leaves `delta`, rowsum(dO * O) - dLSE, to the other kernel.
+    """dq of BLOCK_M rows of one query tile; also writes `delta`, rowsum(dO * O) - dLSE, for the other kernel.
 
     Grid and arguments as in `attention_kernel`.
     """
@@ -66,7 +66,7 @@ def query_gradient_kernel(query, key, value, logw, out, lse, grad_out, grad_lse,
 def _query_gradient_level(q, do, total, shift, dq, key, value, logw, stride_key, stride_value, indices, count, start,
                           scale, d, D: tl.constexpr, TILE: tl.constexpr, WEIGHTED: tl.constexpr,
                           BLOCK_N: tl.constexpr):  # fmt: skip
-    """Adds the visited keys of one level to dq, of scores not yet multiplied by the scale."""
+    """Adds the visited keys of one level to dq, without the factor `scale`."""
     PACKED: tl.constexpr = TILE % BLOCK_N != 0
     entry = list_entries(indices, 0, count, TILE, BLOCK_N)
     for step in tl.range((count * TILE + BLOCK_N - 1) // BLOCK_N):

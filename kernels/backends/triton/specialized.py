@@ -1,8 +1,8 @@
 """The forward kernel with warps that only load, for sm_90 and sm_100: TMA reads in a warp-specialised loop.
 
-A compiler that crashes on most ways to write this loop (triton 3.6 to 3.9) decides its form: 2-D descriptors made on
-the device for query, key and value, one for the log-weights, the index loaded in the step that uses it, and nothing
-else in the kernel that could be pipelined. Hence one level only; plans with several run on the plain kernel.
+Triton 3.6 to 3.9 crash on most ways to write this loop. This one compiles: 2-D descriptors made on the device for
+query, key and value, one descriptor for the log-weights, the index loaded in the step that uses it, and nothing else
+that could be pipelined. So it takes one level only; plans with several levels run on the plain kernel.
 """
 
 from __future__ import annotations
@@ -94,12 +94,12 @@ def run_specialized(
     launch: Launch, query: Tensor, key: Tensor, value: Tensor, logw: Tensor, out: Tensor, lse: Tensor, plan: Plan,
     weighted: bool, scale: float, upcast: bool,
 ) -> None:  # fmt: skip
-    """Fills `out` and `lse` as `run_forward` does, of tensors that suit."""
+    """Fills `out` and `lse` as `run_forward` does, for tensors that `suits` accepts."""
     (lists,) = plan.lists
     batch, heads, rows, dim = query.shape
     order = launch_order(plan).expand(batch, heads, -1)
     counts, indices = lists.counts.expand(batch, heads, -1), lists.indices.expand(batch, heads, -1, -1)
-    context = contextvars.copy_context()  # whoever else uses Triton keeps their allocator
+    context = contextvars.copy_context()  # other users of Triton keep their allocator
     context.run(triton.set_allocator, _allocate)
     context.run(
         specialized_kernel[(rows // launch.block_m, heads, batch)],

@@ -1,4 +1,4 @@
-"""The part of a plan that some batch entries and heads need."""
+"""The part of a plan for some batch entries and heads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .routed import RoutedRows
 
 
 def plan_of_heads(plan: Plan, batch: slice, heads: slice) -> Plan:
-    """The plan of some batch entries and heads, kept for the next call; itself where it is the same for all."""
+    """The plan of some batch entries and heads, kept in the memo; `plan` itself where all have the same."""
 
     def cut(tensor: Tensor | RoutedRows | None) -> Tensor | RoutedRows | None:
         shared = slice(None)

@@ -1,13 +1,13 @@
-"""Progress and numbers as the page shows them."""
+"""Progress and numbers as HTML for the page."""
 
 from __future__ import annotations
 
 import math
 from html import escape
 
-from .worker import Compared, Made, Progress
+from .worker import ComparisonReady, Progress, VideoReady
 
-SHORT = 4096  # tokens up to which attention is too small a part of the time
+SHORT = 4096  # tokens up to which attention is a small part of the time
 
 
 def show_progress(progress: Progress) -> str:
@@ -25,7 +25,7 @@ def show_message(text: str, kind: str = "idle") -> str:
     return _status(kind, text)
 
 
-def show_numbers(made: list[Made], compared: Compared | None = None) -> str:
+def show_numbers(made: list[VideoReady], compared: ComparisonReady | None = None) -> str:
     """A table with a column for each video."""
     if not made:
         return '<p class="note">Times, densities and the distance between the two videos appear here.</p>'
@@ -35,7 +35,7 @@ def show_numbers(made: list[Made], compared: Compared | None = None) -> str:
         "Attention computed": [_share(run.trial.attention_computed) for run in made],
     }
     if len(made) > 1:
-        rows["in sparse calls"] = ["", *(_share(run.trial.density) for run in made[1:])]
+        rows["Density in sparse calls"] = ["", *(_share(run.trial.density) for run in made[1:])]
     if compared is not None:
         mean = compared.comparison.mean
         psnr = f"{mean['psnr']:.2f} dB" if math.isfinite(mean["psnr"]) else "identical"
@@ -51,12 +51,12 @@ def show_numbers(made: list[Made], compared: Compared | None = None) -> str:
     return f'<table class="numbers">{table}</table>{_note(compared)}'
 
 
-def _note(compared: Compared | None) -> str:
+def _note(compared: ComparisonReady | None) -> str:
     if compared is None or compared.tokens is None or compared.tokens > SHORT:
         return ""
     return (
         f'<p class="note">With {compared.tokens:,} tokens attention is a small part of the work and there is hardly '
-        "any time to save: sparse attention pays on long sequences.</p>"
+        "any time to save: sparse attention saves time on long sequences.</p>"
     )
 
 
@@ -78,5 +78,5 @@ def _duration(seconds: float) -> str:
 
 
 def waiting() -> str:
-    """What is shown from the click on until the run begins."""
+    """The status between the click and the start of the run."""
     return _status("busy", "Waiting for its turn …", 0.0)

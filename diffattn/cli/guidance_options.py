@@ -19,7 +19,7 @@ Strength = Annotated[float | None, typer.Option(help="u of the heads, 0 to 1.")]
 def guide_with(
     pipe: Any, heads: list[str] | None, preset: str | None, scale: float | None, strength: float | None
 ) -> dict | None:
-    """Guide a pipeline as the options say; gives what the sidecar keeps of it, None where nothing was asked."""
+    """Guide a pipeline according to the options; returns their values for the sidecar, None without guidance."""
     check_heads(heads, preset, scale, strength)
     if not heads and preset is None:
         return None

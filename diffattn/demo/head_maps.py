@@ -29,7 +29,7 @@ def head_names(model: ModelMap) -> list[str]:
 
 
 def model_in(folder: str | Path) -> ModelMap | None:
-    """The map of a pipeline folder's transformer, from its configuration alone; None where it has none we serve."""
+    """The map of a pipeline folder's transformer, from its configuration alone; None where that is not supported."""
     parts = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf-8"))
     name = (parts.get("transformer") or [None, None])[1]
     if name not in supported_models():
@@ -45,7 +45,7 @@ def draw_heads(plans: Mapping[int, Plan], model: ModelMap, chosen: Collection[st
     Args:
         plans (`dict[int, Plan]`): by number of the layer, on the CPU; a layer without one is dense.
         model ([`ModelMap`]): which layers and heads there are.
-        chosen (`list[str]`): heads to frame, as `"layer:head"`.
+        chosen (`list[str]`): heads to mark with a frame, as `"layer:head"`.
         path (`Path`): the png.
     """
     counts = list(model.layers.values())
