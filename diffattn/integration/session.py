@@ -62,9 +62,9 @@ class SparseSession(AttentionHandler):
             layer.begin_step(state.dense_step)
         if step is None and not self.schedule.every_step_alike:
             self.say_once(
-                f"the denoising step is not known, so no step is dense in spite of {self.schedule}: enable the pipeline "
-                "that runs (a copy of it with a scheduler of its own is another pipeline), or call the transformer "
-                "within `cache_context(name, step_index=, num_inference_steps=)`"
+                f"the denoising step is not known, so no step is dense in spite of {self.schedule}: enable the "
+                "pipeline that runs (a copy of it with a scheduler of its own is another pipeline), or call the "
+                "transformer within `cache_context(name, step_index=, num_inference_steps=)`"
             )
 
     def attend(self, processor: Any, inputs: AttentionInputs, run_dense: RunDense, ranks: int = 1) -> Tensor:
