@@ -45,7 +45,6 @@ MODES = {
     "no_grad": torch.no_grad,
     "enable_grad": torch.enable_grad,
     "inference": torch.inference_mode,
-    "autocast off": lambda: torch.autocast("cpu", enabled=False),
 }
 
 
@@ -70,10 +69,12 @@ def plans(model):
     return [layer.plan for layer in diffattn.summary(model).models[0].layers]
 
 
-def assert_same_plans(got, wanted):
-    for ours, theirs in zip(got, wanted, strict=True):
-        assert (ours.density, ours.computed) == (theirs.density, theirs.computed)
-        assert torch.equal(ours.to_dense_mask(), theirs.to_dense_mask())
+def assert_same_plans(found, known):
+    for ours, theirs in zip(found, known, strict=True):
+        assert (ours.describe(), ours.computed) == (theirs.describe(), theirs.computed)
+        for got, wanted in zip(ours.lists, theirs.lists):
+            assert torch.equal(got.counts, wanted.counts)
+            assert torch.equal(got.indices * got.live, wanted.indices * wanted.live)
 
 
 def gradients(model, inputs):
@@ -113,8 +114,7 @@ def test_a_mode_changes_neither_plan_nor_result(mode, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_plans_of_autocast_are_those_of_its_dtype(method):
-    """Static methods plan as ever; for dynamic ones bfloat16 is enough to look at."""
+def test_autocast_leaves_nothing_behind(method):
     at = case("Wan")
     inputs, model, other = inputs_of(at), enabled(at, method), enabled(at, method)
     with torch.no_grad():
@@ -122,19 +122,18 @@ def test_plans_of_autocast_are_those_of_its_dtype(method):
         with torch.autocast("cpu", torch.bfloat16):
             rounded = forward(other, inputs)
         assert 0 < (rounded.float() - exact).abs().mean() < 0.02
-        assert abs(diffattn.summary(other).density - diffattn.summary(model).density) < 0.02
-        assert torch.equal(forward(other, inputs), exact)  # nothing of it is left
+        assert torch.equal(forward(other, inputs), exact)
     assert_same_plans(plans(other), plans(model))
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("made_in", ["bfloat16", "float64", "inference", "deterministic"])
-def test_make_plan_under_a_mode_with_the_budget_of_many_tiles(made_in, method):
+@pytest.mark.parametrize("mode", [*MODES, "autocast"])
+def test_a_mode_does_not_change_a_plan_of_many_tiles(mode, method):
     """Enough tiles that a budget rounded in bfloat16 is another one: 0.5 was 0.29."""
-    grid = diffattn.TokenGrid(9, 12, 16, text=9)
+    grid = diffattn.TokenGrid(9, 15, 20, text=9)
     query, key = torch.randn(2, 1, grid.tokens, 2, 16, generator=torch.Generator().manual_seed(0))
     config = diffattn.config(method, density=DENSITY)
     wanted = diffattn.make_plan(config, grid, query, key)
-    with MODES[made_in]():
+    with torch.autocast("cpu", torch.bfloat16) if mode == "autocast" else MODES[mode]():
         got = diffattn.make_plan(config, grid, query, key)
     assert_same_plans([got], [wanted])
