@@ -15,6 +15,7 @@ from ..methods import METHODS
 from ..methods import config as config_by_name
 from ..models.adapter import adapter_for, find_adapter, supported_models
 from ..schedule import Schedule
+from .dropped_weights import describe_dropped_weights
 from .handler import AttentionHandler
 from .hook import SparseAttentionHook, find_hook
 from .layer import Layer
@@ -73,6 +74,8 @@ def enable(
     session = SparseSession(config, schedule, impl, pipe, grid)
     for transformer in transformers:
         install_processors(transformer, session)
+        if (dropped := describe_dropped_weights(transformer)) is not None:
+            session.say_once(dropped)
 
 
 def disable(pipe: Any) -> None:
