@@ -46,9 +46,9 @@ class SolConfig(AttentionConfig):
     Args:
         density (`float`, *optional*): share of the products between visual tokens to compute, instead of `tau`: each
             sample and head gets the tau that meets it. Neighbors, sinks and means are computed even if they exceed it.
-        tau (`float` or `tuple[float, float]`, *optional*, defaults to 1.0): deviations above the mean that make a block
-            exact; about 16 % of the blocks exceed 1. Two numbers are those of the first and the last step of a run,
-            with a straight line between them.
+        tau (`float` or `tuple[float, float]`, *optional*, defaults to 1.0): deviations above the mean that make a
+            block exact; about 16 % of the blocks exceed 1. Two numbers are those of the first and the last step of a
+            run, with a straight line between them.
         rule (`str`, *optional*, defaults to `"diag"`): sigma of a row as the released code does by default, from the
             variance of every channel of the mean keys as if channels were independent (`"diag"`), or the standard
             deviation of the row's scores (`"exact"`).
@@ -162,8 +162,9 @@ def best_within(density: float, scores: Tensor, always: Tensor, counts: Tensor) 
     counts = counts.long()
     cost = (counts[:, None] * (counts - 1)).flatten()  # of an exact block, beyond that of its mean
     room = density * counts.sum().double() ** 2 - counts.sum() * len(counts)
+    # costs are whole: a half keeps the rounding of the density out
     best = scores.masked_fill(always, torch.inf).flatten(2).argsort(dim=-1, descending=True, stable=True)
-    exact = torch.zeros_like(best, dtype=torch.bool).scatter_(-1, best, cost[best].cumsum(-1) <= room)
+    exact = torch.zeros_like(best, dtype=torch.bool).scatter_(-1, best, cost[best].cumsum(-1) < room + 0.5)
     return exact.view_as(scores) | always
 
 

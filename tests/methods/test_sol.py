@@ -1,6 +1,5 @@
 """Sol-Attn against golden values and a float64 loop over blocks and tokens."""
 
-import logging
 import math
 from dataclasses import replace
 
@@ -10,11 +9,12 @@ from method_oracles import nested, rows_of_tokens
 
 from diffattn import Schedule, SolConfig, TokenGrid, attend, make_plan
 from diffattn.analysis.synthetic import structured_qkv
+from diffattn.methods import sol
 from diffattn.methods.sol import best_within, standard_scores
 
 GRIDS = [
-    TokenGrid(5, 9, 10),
-    TokenGrid(5, 9, 10, text=7, text_first=True),
+    TokenGrid(3, 9, 10),
+    TokenGrid(3, 7, 11, text=7, text_first=True),
     TokenGrid(3, 7, 11, text=20),
     TokenGrid(1, 5, 9),
 ]
@@ -28,9 +28,9 @@ CONFIGS = [
 
 
 def inputs(grid):
-    """Query (2, S, 4, 8) and key and value (2, S, 2, 8)."""
-    query, key, value = structured_qkv(grid, heads=4, dim=8, batch=2)
-    return query, key[:, :, ::2].contiguous(), value[:, :, ::2].contiguous()
+    """Query (2, S, 2, 8) and key and value (2, S, 1, 8)."""
+    query, key, value = structured_qkv(grid, heads=2, dim=8, batch=2)
+    return query, key[:, :, :1].contiguous(), value[:, :, :1].contiguous()
 
 
 def blocks_of(grid, config):
@@ -68,18 +68,17 @@ def attend_head(query, key, value, blocks, exact, text):
     """Output (S, D) float64 of one head: numerator and denominator summed block by block, as the paper writes them."""
     out = torch.empty(len(query), value.shape[-1], dtype=torch.float64)
     scale = query.shape[-1] ** -0.5
-    for i, rows in [*enumerate(blocks), *[(None, [token]) for token in text]]:
-        for token in rows:
-            numerator, denominator = 0.0, 0.0
-            for j, keys in [*enumerate(blocks), *[(None, [other]) for other in text]]:
-                if i is None or j is None or exact[i][j]:
-                    weights = (scale * key[keys] @ query[token]).exp()
-                    numerator, denominator = numerator + weights @ value[keys], denominator + weights.sum()
-                else:
-                    weight = (scale * key[keys].mean(0) @ query[token]).exp()
-                    numerator = numerator + weight * value[keys].sum(0)
-                    denominator = denominator + weight * len(keys)
-            out[token] = numerator / denominator
+    for i, rows in enumerate([*blocks, text]):
+        numerator, denominator = torch.zeros(len(rows), value.shape[-1]), torch.zeros(len(rows), 1)
+        for j, keys in enumerate([*blocks, text]):
+            if i == len(blocks) or j == len(blocks) or exact[i][j]:
+                for token in keys:
+                    weight = (scale * query[rows] @ key[token]).exp()[:, None]
+                    numerator, denominator = numerator + weight * value[token], denominator + weight
+            else:
+                weight = (scale * query[rows] @ key[keys].mean(0)).exp()[:, None]
+                numerator, denominator = numerator + weight * value[keys].sum(0), denominator + weight * len(keys)
+        out[rows] = numerator / denominator
     return out
 
 
@@ -87,7 +86,7 @@ def oracle(query, key, value, grid, config):
     """Output (B, S, H, D) float64 and the share of products between visual tokens."""
     query, key, value = (x.double() for x in (query, key, value))
     blocks, group = blocks_of(grid, config), query.shape[2] // key.shape[2]
-    text = range(grid.text_start, grid.text_start + grid.text)
+    text = list(range(grid.text_start, grid.text_start + grid.text))
     out, computed = torch.empty_like(query), 0
     for b in range(query.shape[0]):
         for h in range(query.shape[2]):
@@ -99,14 +98,14 @@ def oracle(query, key, value, grid, config):
     return out, computed / (query.shape[0] * query.shape[2] * grid.video_tokens**2)
 
 
-@pytest.mark.parametrize("impl", ["torch", "reference"])
 @pytest.mark.parametrize("config", CONFIGS, ids=range(len(CONFIGS)))
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_the_output_is_that_of_a_loop_over_blocks_and_tokens(grid, config, impl):
+def test_the_output_is_that_of_a_loop_over_blocks_and_tokens(grid, config):
     query, key, value = inputs(grid)
     plan = config.plan(grid, query, key)
     exact, density = oracle(query, key, value, grid, config)
-    torch.testing.assert_close(attend(query, key, value, plan, impl=impl).double(), exact, rtol=0, atol=2e-5)
+    for impl in ("torch", "reference"):
+        torch.testing.assert_close(attend(query, key, value, plan, impl=impl).double(), exact, rtol=0, atol=2e-5)
     assert plan.density == pytest.approx(density)
 
 
@@ -160,9 +159,10 @@ def test_about_a_sixth_of_independent_scores_exceeds_one_sigma():
 def test_every_head_comes_within_a_block_of_the_density(grid, density, rule):
     config = SolConfig(density=density, rule=rule, block=32)
     query, key, _ = inputs(grid)
-    for head in range(4):
-        reached = config.plan(grid, query[:1, :, [head]], key[:1, :, [head // 2]]).density
-        assert density - (32 / grid.video_tokens) ** 2 < reached <= density
+    for head in range(2):
+        reached = config.plan(grid, query[:1, :, [head]], key[:1]).density
+        products = grid.video_tokens**2
+        assert density * products - 32**2 < reached * products <= density * products + 0.5
 
 
 def test_a_density_is_a_threshold_on_the_scores():
@@ -177,18 +177,20 @@ def test_a_density_is_a_threshold_on_the_scores():
     assert best_within(1.0, scores, always, counts).all()
 
 
-def test_a_density_below_neighbors_and_means_says_so_once(caplog):
+def test_a_density_below_neighbors_and_means_says_so_once(monkeypatch):
+    said = []
+    monkeypatch.setattr(sol.logger, "warning", said.append)
     grid = TokenGrid(5, 9, 10)
     query, key, _ = inputs(grid)
     config = SolConfig(density=0.1, block=16)
-    logging.getLogger("diffattn").propagate = True
-    with caplog.at_level(logging.WARNING):
-        plans = [config.plan(grid, query, key) for _ in range(2)]
-    (record,) = caplog.records
-    assert f"has density {plans[0].density:.3f} at least, 0.1 was asked for" in record.getMessage()
+    plan = config.plan(grid, query, key)
+    config.plan(grid, query, key)
+    assert len(said) == 1 and f"has density {plan.density:.3f} at least, 0.1 was asked for" in said[0]
 
 
-def test_a_schedule_of_tau_goes_from_the_first_to_the_last_step(caplog):
+def test_a_schedule_of_tau_goes_from_the_first_to_the_last_step(monkeypatch):
+    said = []
+    monkeypatch.setattr(sol.logger, "warning", said.append)
     grid = TokenGrid(5, 9, 10)
     query, key, _ = inputs(grid)
     config = SolConfig(tau=(1.5, 0.25), block=16)
@@ -203,10 +205,8 @@ def test_a_schedule_of_tau_goes_from_the_first_to_the_last_step(caplog):
     for step, tau in enumerate((1.5, 1.25, 1.0, 0.75, 0.5, 0.25)):
         assert torch.equal(levels_at(step, 6), levels(tau))
     assert torch.equal(levels_at(0, 1), levels(1.5))
-    with caplog.at_level(logging.WARNING):
-        assert all(torch.equal(levels_at(None, None), levels(1.5)) for _ in range(2))
-    (record,) = caplog.records
-    assert "keeps tau at 1.5 instead of going to 0.25" in record.getMessage()
+    assert not said and all(torch.equal(levels_at(None, None), levels(1.5)) for _ in range(2))
+    assert len(said) == 1 and "keeps tau at 1.5 instead of going to 0.25" in said[0]
 
 
 def test_published_settings():
