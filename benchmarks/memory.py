@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import is_fake
 from diffattn.demo import Request, Worker
 from diffattn.demo.sessions import Sessions
 
-METHODS = ("auto", "radial", "pyramid", "vmoba", "rectified", "neighborhood")
+METHODS = ("auto", "radial", "pyramid", "vmoba", "rectified", "sol", "neighborhood")
 SMALL = Request("a red circle", density=0.3, dense_start=0, steps=2, width=64, height=64, frames=5)
 
 

@@ -28,6 +28,7 @@ CASES = {
     "auto": ("auto", {}, 0),
     "pyramid": ("pyramid", {}, 0),
     "rectified": ("rectified", {}, 0),
+    "sol": ("sol", {}, 0),
     "vmoba, chunks in time": ("vmoba", {}, 0),
     "vmoba, chunks in space": ("vmoba", {}, 1),
     "vmoba, chunks in both": ("vmoba", {}, 2),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         PyramidConfig,
         RadialConfig,
         RectifiedConfig,
+        SolConfig,
         VMoBAConfig,
         config,
     )
@@ -47,8 +48,8 @@ _MODULES = {
     "kernels.attend": ("attend",),
     "kernels.plan": ("Plan", "TileList"),
     "methods": (
-        *("AutoConfig", "NeighborhoodConfig", "PyramidConfig", "RadialConfig", "RectifiedConfig", "VMoBAConfig"),
-        "config",
+        *("AutoConfig", "NeighborhoodConfig", "PyramidConfig", "RadialConfig", "RectifiedConfig", "SolConfig"),
+        *("VMoBAConfig", "config"),
     ),
     "schedule": ("Schedule",),
 }

@@ -45,7 +45,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     add("--prompts", type=Path, help="a text file instead, one prompt a line")
     add("--model", default="wan2.1-1.3b", help=f"hub id, pipeline folder or one of: {', '.join(MODELS)}")
     add("--image", help="file or address of the first frame, for image-to-video models")
-    add("--method", default="auto", help="auto, radial, pyramid, vmoba, rectified, neighborhood or dense")
+    add("--method", default="auto", help="auto, radial, pyramid, vmoba, rectified, sol, neighborhood or dense")
     add("--density", type=float, help="share of attention to compute, 0 to 1")
     add("--dense-start", type=json.loads, default=0.2, help="first steps that stay dense: 0.2 is a share, 12 a count")
     add("--dense-end", type=json.loads, default=0, help="last steps that stay dense")

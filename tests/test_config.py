@@ -4,7 +4,15 @@ from dataclasses import replace
 import pytest
 
 import diffattn
-from diffattn import AttentionConfig, NeighborhoodConfig, PyramidConfig, RadialConfig, RectifiedConfig, VMoBAConfig
+from diffattn import (
+    AttentionConfig,
+    NeighborhoodConfig,
+    PyramidConfig,
+    RadialConfig,
+    RectifiedConfig,
+    SolConfig,
+    VMoBAConfig,
+)
 
 
 def test_a_config_round_trips_through_json():
@@ -46,6 +54,12 @@ def test_the_decay_of_radial_gives_way_to_a_density():
     assert (RadialConfig(density=0.3).decay, RadialConfig(density=0.3).density) == (None, 0.3)
     with pytest.raises(ValueError, match=r"give one of density, decay: got density=0\.3 and decay=0\.2"):
         RadialConfig(density=0.3, decay=0.2)
+
+
+def test_the_tau_of_sol_gives_way_to_a_density():
+    assert (SolConfig().tau, SolConfig().density) == (1.0, None)
+    assert (SolConfig(density=0.3).tau, SolConfig(density=0.3).density) == (None, 0.3)
+    assert replace(SolConfig(density=0.3), density=None) == SolConfig()
 
 
 def test_a_method_without_published_settings_says_so():

@@ -117,6 +117,7 @@ METHODS = {
     "auto": {},
     "pyramid": {},
     "rectified": {},
+    "sol": {},
     "vmoba": {},
     "vmoba, tile routing": {"routing": "tile"},
     "neighborhood": {},

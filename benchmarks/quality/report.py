@@ -21,6 +21,7 @@ REASONS = {
         "R and C are the same for all queries of a block, as published: where its queries differ most of the rest is "
         "left to the critical blocks, which then are too few"
     ),
+    "sol": "neighbors and one mean of every block come first, much where the sequence is short",
     "vmoba": "a query chooses among few chunks, cut in time or in space alone in two layers of three",
     "vmoba, tile routing": "as vmoba, and all queries of a tile choose together, by their mean",
     "neighborhood": "a window knows positions, not content, and is one for all heads",

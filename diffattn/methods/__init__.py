@@ -6,6 +6,7 @@ from .neighborhood import NeighborhoodConfig, WindowReport
 from .pyramid import PyramidConfig
 from .radial import RadialConfig
 from .rectified import RectifiedConfig
+from .sol import SolConfig
 from .vmoba import VMoBAConfig
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "PyramidConfig",
     "RadialConfig",
     "RectifiedConfig",
+    "SolConfig",
     "VMoBAConfig",
     "WindowReport",
     "config",

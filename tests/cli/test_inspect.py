@@ -22,7 +22,7 @@ def run(*arguments):
     return CliRunner().invoke(app, ["inspect", *GRID, *arguments])
 
 
-@pytest.mark.parametrize("method", ["auto", "radial", "pyramid", "vmoba", "rectified", "neighborhood"])
+@pytest.mark.parametrize("method", ["auto", "radial", "pyramid", "vmoba", "rectified", "sol", "neighborhood"])
 def test_tells_density_shares_and_bound(method):
     about = json.loads(run("--method", method, "--density", "0.3", "--json").stdout)
     assert about["tokens"] == 450 and 0 < about["density"] < 0.5

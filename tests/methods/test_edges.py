@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import diffattn
-from diffattn import AutoConfig, PyramidConfig, RectifiedConfig, TokenGrid, VMoBAConfig
+from diffattn import AutoConfig, PyramidConfig, RectifiedConfig, SolConfig, TokenGrid, VMoBAConfig
 from diffattn.analysis.synthetic import structured_qkv
 from diffattn.methods import METHODS
 
@@ -17,6 +17,9 @@ CONFIGS = [
     RectifiedConfig(density=0.3),
     RectifiedConfig(density=0.3, estimate="block"),
     RectifiedConfig(keep=0.2, mass=0.3),
+    SolConfig(density=0.3),
+    SolConfig(density=0.3, rule="exact"),
+    SolConfig(),
     VMoBAConfig(density=0.3),
     VMoBAConfig(density=0.3, scope="head"),
     VMoBAConfig(density=0.3, routing="tile"),

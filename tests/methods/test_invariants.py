@@ -16,6 +16,7 @@ from diffattn import (
     NeighborhoodConfig,
     PyramidConfig,
     RectifiedConfig,
+    SolConfig,
     TokenGrid,
     VMoBAConfig,
     attend,
@@ -32,6 +33,8 @@ DYNAMIC = [
     PyramidConfig(density=0.2, importance="sampled", order="hilbert"),
     RectifiedConfig(density=0.2),
     RectifiedConfig(keep=0.1, mass=0.3, gapr=False),
+    SolConfig(density=0.3, block=32),
+    SolConfig(rule="exact"),
     VMoBAConfig(density=0.2),
     VMoBAConfig(threshold=0.25, scope="head"),
     VMoBAConfig(density=0.2, routing="tile"),
@@ -105,7 +108,7 @@ def test_same_inputs_same_plan(config):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("method", ["auto", "pyramid", "rectified", "vmoba", "neighborhood"])
+@pytest.mark.parametrize("method", ["auto", "pyramid", "rectified", "sol", "vmoba", "neighborhood"])
 @pytest.mark.parametrize("grid", [TokenGrid(5, 9, 10), TEXT, TokenGrid(5, 9, 10, text=20)], ids=str)
 def test_density_one_is_dense(method, grid):
     query, key, value = structured_qkv(grid, heads=2, dim=16, batch=2)
@@ -151,7 +154,7 @@ def test_padded_text_changes_nothing(config):
     assert torch.equal(*outputs)
 
 
-@pytest.mark.parametrize("method", ["auto", "pyramid", "rectified", "vmoba", "neighborhood"])
+@pytest.mark.parametrize("method", ["auto", "pyramid", "rectified", "sol", "vmoba", "neighborhood"])
 @pytest.mark.parametrize("density", [0.145, 0.25, 0.6])
 @pytest.mark.parametrize("grid", [TokenGrid(6, 12, 20), TokenGrid(9, 16, 16, text=20)], ids=str)
 def test_density_is_met(method, density, grid):
