@@ -30,11 +30,13 @@ class AttentionConfig:
     """Base class of the method configurations: a frozen dataclass of JSON values that makes plans.
 
     A subclass sets the class variables `method` (its name in the registry), `dynamic` (whether its plans depend on
-    query and key) and `published` (the settings of its paper), and implements `_plan`.
+    query and key), `wants_value` (whether they depend on the value too) and `published` (the settings of its paper),
+    and implements `_plan`.
     """
 
     method: ClassVar[str]
     dynamic: ClassVar[bool] = False
+    wants_value: ClassVar[bool] = False
     published: ClassVar[dict[str, tuple[dict, Schedule]]] = {}  # model name to options and schedule
 
     def __new__(cls, *args: Any, **kwargs: Any) -> AttentionConfig:
@@ -56,7 +58,10 @@ class AttentionConfig:
         query: Tensor | None = None,
         key: Tensor | None = None,
         *,
+        value: Tensor | None = None,
         layer: int = 0,
+        step: int | None = None,
+        steps: int | None = None,
         device: torch.device | str = "cpu",
     ) -> Plan:
         """Decide which query-key products to compute.
@@ -68,7 +73,10 @@ class AttentionConfig:
             grid ([`TokenGrid`]): where the S tokens sit.
             query, key (`torch.Tensor`, *optional*): `(B, S, H, D)` and `(B, S, Hkv, D)`, floating point, after norm
                 and RoPE. A dynamic method needs both.
+            value (`torch.Tensor`, *optional*): `(B, S, Hkv, D)`, for methods with `wants_value`.
             layer (`int`, *optional*, defaults to 0): number of the self-attention layer.
+            step, steps (`int`, *optional*): number of the denoising step, from 0, and how many the run has; None
+                where that is not known.
             device (`torch.device`, *optional*, defaults to `"cpu"`): device of the plan where no query is given.
 
         Raises:
@@ -78,11 +86,22 @@ class AttentionConfig:
             raise ValueError(f"plans of {self.method!r} depend on query and key: give both")
         device = torch.device(device) if query is None else query.device
         if self.dynamic and not len(query):  # an empty batch: any plan fits it
-            query, key = (tensor.new_zeros(1, *tensor.shape[1:]) for tensor in (query, key))
+            query, key, value = (x if x is None else x.new_zeros(1, *x.shape[1:]) for x in (query, key, value))
+        asked = {"query": query, "key": key, "value": value if self.wants_value else None}
         with plain_modes(device) if self.dynamic else plain_cpu():
-            return self._plan(grid=grid, query=query, key=key, layer=layer).to(device)
+            return self._plan(grid=grid, **asked, layer=layer, step=step, steps=steps).to(device)
 
-    def _plan(self, *, grid: TokenGrid, query: Tensor | None, key: Tensor | None, layer: int) -> Plan:
+    def _plan(
+        self,
+        *,
+        grid: TokenGrid,
+        query: Tensor | None,
+        key: Tensor | None,
+        value: Tensor | None,
+        layer: int,
+        step: int | None,
+        steps: int | None,
+    ) -> Plan:
         """The plan, on the device of `query`; a static method makes it on the CPU, and `plan` moves it.
 
         A method names the arguments it needs and takes the others as `**_`, since more may be added.

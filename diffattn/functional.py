@@ -19,15 +19,20 @@ def make_plan(
     grid: TokenGrid,
     query: Tensor | None = None,
     key: Tensor | None = None,
+    *,
+    value: Tensor | None = None,
     layer: int = 0,
+    step: int | None = None,
+    steps: int | None = None,
 ) -> Plan:
     """What a method would compute on `grid`.
 
     Args:
         config (`str` or [`AttentionConfig`]): a method, by name or configured.
         grid ([`TokenGrid`]): S tokens.
-        query, key (`torch.Tensor`, *optional*): `(B, S, H, D)`, for methods whose plan depends on them.
+        query, key, value (`torch.Tensor`, *optional*): `(B, S, H, D)`, for methods whose plan depends on them.
         layer (`int`, *optional*, defaults to 0): number of the self-attention layer.
+        step, steps (`int`, *optional*): number of the denoising step, from 0, and how many the run has.
 
     Example:
 
@@ -38,14 +43,14 @@ def make_plan(
     config = config_by_name(config) if isinstance(config, str) else config
     if config.dynamic and (query is None or key is None):
         raise ValueError(f"plans of {config.method!r} depend on query and key: give both")
-    for name, tensor in (("query", query), ("key", key)):
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
         if tensor is not None and (tensor.ndim != 4 or tensor.shape[1] != grid.tokens):
             raise ValueError(f"{name} must be (B, {grid.tokens}, H, D) for the grid {grid}, got {tuple(tensor.shape)}")
     if query is not None and 0 in query.shape:  # nobody to plan for: the plan of any batch entry and head fits
-        query = key = query.new_zeros(1, grid.tokens, 1, max(query.shape[-1], 1))
+        query = key = value = query.new_zeros(1, grid.tokens, 1, max(query.shape[-1], 1))
     device = "cpu" if query is None else query.device
     with torch.no_grad():
-        return config.plan(grid, query, key, layer=layer, device=device)
+        return config.plan(grid, query, key, value=value, layer=layer, step=step, steps=steps, device=device)
 
 
 def sparse_attention(
@@ -85,7 +90,7 @@ def sparse_attention(
         method = (config, None) if isinstance(config, str) else (None, config.handle)
         out, lse = sparse_attention_operator(query, key, value, key_mask, at, *method, layer, scale, impl)
         return (out, lse) if return_lse else out
-    plan = make_plan(config, grid, query, key, layer)
+    plan = make_plan(config, grid, query, key, value=value, layer=layer)
     if key_mask is not None:
         plan = plan.with_key_mask(key_mask)
     return attend(query, key, value, plan, scale=scale, impl=impl, return_lse=return_lse)

@@ -1,4 +1,4 @@
-"""Which steps and layers stay dense."""
+"""Which steps and layers stay dense, and how long a plan is kept."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class Schedule:
-    """Dense steps at the start and the end of a run, and dense first layers.
+    """Dense steps at the start and the end of a run, dense first layers, and how long plans are kept.
 
     A `float` below 1 is a fraction of the run (or of the layers), rounded to the nearest whole number; an `int` is a
     count. The first steps decide the layout of a video, and every published sparse method keeps some of them dense
@@ -19,6 +19,12 @@ class Schedule:
         dense_start (`float | int`, *optional*, defaults to 0.2): first steps.
         dense_end (`float | int`, *optional*, defaults to 0): last steps.
         dense_layers (`float | int`, *optional*, defaults to 1): first self-attention layers.
+        refresh (`int`, *optional*, defaults to 1): for how many sparse steps the plans of a dynamic method are used.
+            Each pass of the model (conditional, unconditional) keeps its own, and a run starts without any. Where
+            the step is not known, and where gradients are recorded, every call makes its plan.
+
+    Raises:
+        ValueError: a share is no fraction and no count, or `refresh` is no integer of at least 1.
 
     Example:
 
@@ -30,16 +36,24 @@ class Schedule:
     dense_start: float | int = 0.2
     dense_end: float | int = 0
     dense_layers: float | int = 1
+    refresh: int = 1
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
+        for name in ("dense_start", "dense_end", "dense_layers"):
+            value = getattr(self, name)
             number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
             if not number or value < 0 or (isinstance(value, float) and value > 1):
                 raise ValueError(f"Schedule {name} must be a fraction from 0.0 to 1.0 or a count, got {value!r}")
+        if isinstance(self.refresh, bool) or not isinstance(self.refresh, int) or self.refresh < 1:
+            raise ValueError(f"Schedule refresh must be an integer of at least 1, got {self.refresh!r}")
 
     def is_dense_step(self, step: int, steps: int) -> bool:
         """Whether step `step` (from 0) of a run of `steps` runs dense."""
-        return step < _count(self.dense_start, steps) or step >= steps - _count(self.dense_end, steps)
+        return step not in self.sparse_steps(steps)
+
+    def sparse_steps(self, steps: int) -> range:
+        """The steps of a run of `steps` that do not run dense."""
+        return range(_count(self.dense_start, steps), steps - _count(self.dense_end, steps))
 
     def is_dense_layer(self, layer: int, layers: int) -> bool:
         """Whether self-attention layer `layer` (from 0) of `layers` runs dense."""

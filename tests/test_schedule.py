@@ -1,6 +1,9 @@
+import json
+
 import pytest
 
-from diffattn import Schedule
+from diffattn import RadialConfig, Schedule
+from diffattn.attention_config import SETTINGS_FILE, load_settings
 
 
 @pytest.mark.parametrize(
@@ -32,3 +35,19 @@ def test_a_bad_share_is_refused_by_name(bad):
     for name in ("dense_start", "dense_end", "dense_layers"):
         with pytest.raises(ValueError, match=f"Schedule {name} must be"):
             Schedule(**{name: bad})
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1.0, "2", True, None])
+def test_a_bad_refresh_is_refused_by_name(bad):
+    with pytest.raises(ValueError, match="Schedule refresh must be an integer of at least 1"):
+        Schedule(refresh=bad)
+
+
+def test_refresh_is_saved_with_the_schedule_and_old_files_load(tmp_path):
+    RadialConfig().save_pretrained(tmp_path, Schedule(refresh=3))
+    assert load_settings(tmp_path)[1] == Schedule(refresh=3)
+    path = tmp_path / SETTINGS_FILE
+    values = json.loads(path.read_text())
+    assert values["schedule"].pop("refresh") == 3
+    path.write_text(json.dumps(values))
+    assert load_settings(tmp_path)[1] == Schedule()

@@ -53,7 +53,7 @@ def attention_recall(call: AttentionCall, config: AttentionConfig) -> Recall:
     ```
     """
     query, key, value = (x.float() for x in (call.query, call.key, call.value))
-    plan = make_plan(config, call.grid, query, key, call.layer)
+    plan = make_plan(config, call.grid, query, key, value=value, layer=call.layer)
     if call.key_mask is not None:
         plan = plan.with_key_mask(call.key_mask)
     tokens = torch.linspace(0, plan.tokens - 1, min(QUERIES, plan.tokens)).round().long()

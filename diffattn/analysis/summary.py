@@ -81,6 +81,7 @@ class Summary:
             "density": self.density,
             "computed": self.computed,
             "kept_plan_bytes": self.session.plans.bytes_kept(),
+            "most_run_plan_bytes": self.session.plans.kept.most_bytes,
             "attention_computed": self.attention_computed,
             **guided,
             "versions": versions(),
@@ -100,7 +101,7 @@ class Summary:
             f"density   {_percent(self.density)} of the products between visual tokens in sparse calls",
             f"computed  {_percent(self.computed)} of all products in sparse calls, "
             f"{_percent(self.attention_computed)} over all calls",
-            f"plans     {values['kept_plan_bytes'] / 2**20:.1f} MB kept",
+            f"plans     {_describe_plans(values)}",
             *guided,
             *map(str, self.models),
             "versions  " + ", ".join(f"{name} {version}" for name, version in values["versions"].items()),
@@ -152,6 +153,12 @@ def _describe_layer(layer: Layer) -> str:
         parts.append(f"density {layer.density:.3f}{text} in {layer.sparse_calls} calls")
     parts += [f"{count} dense ({reason})" for reason, count in layer.dense_calls.items()]
     return ", ".join(parts) or "not run yet"
+
+
+def _describe_plans(values: dict) -> str:
+    kept, most = (values[name] / 2**20 for name in ("kept_plan_bytes", "most_run_plan_bytes"))
+    within = f", at most {most:.1f} MB in a run for {values['schedule']['refresh']} steps each" if most else ""
+    return f"{kept:.1f} MB kept{within}"
 
 
 def _span(names: list[str]) -> str:

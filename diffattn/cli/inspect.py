@@ -89,8 +89,8 @@ def _plan(chosen: AttentionConfig, grid: TokenGrid, layer: int, seed: int) -> Pl
         return make_plan(chosen, grid, layer=layer)
     from ..analysis.synthetic import structured_qkv
 
-    query, key, _ = structured_qkv(grid, heads=1, seed=seed)
-    return make_plan(chosen, grid, query, key, layer)
+    query, key, value = structured_qkv(grid, heads=1, seed=seed)
+    return make_plan(chosen, grid, query, key, value=value, layer=layer)
 
 
 def _text(value: object) -> str:

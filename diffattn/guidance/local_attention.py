@@ -10,7 +10,7 @@ from ..integration.attention_inputs import AttentionInputs
 from ..integration.execute import run_plan
 from ..integration.layer import Layer
 from ..integration.placement import Placement
-from ..integration.plan_store import PlanStore
+from ..integration.plan_store import PlanRequest, PlanStore
 from ..methods import NeighborhoodConfig
 from .targets import LayerCall
 
@@ -29,8 +29,9 @@ class LocalAttention:
 
     def __call__(self, call: LayerCall, placement: Placement, name: str, index: int) -> Tensor:
         """`(B, S, H, D)` of a call of the layer `name`, number `index`."""
-        plan = self._plans.plan(placement, Layer(name, index, dense=False), call.query, call.key)
+        inputs = AttentionInputs(call.query, call.key, call.value, scale=call.scale)
+        plan = self._plans.plan(PlanRequest(placement, Layer(name, index, dense=False), inputs))
         key_mask = call.key_mask()
         if key_mask is not None:
             plan = plan.with_key_mask(key_mask)
-        return run_plan(plan, AttentionInputs(call.query, call.key, call.value, scale=call.scale), "auto")
+        return run_plan(plan, inputs, "auto")

@@ -1,6 +1,6 @@
 """The attention of one layer as one opaque operator, for graphs that torch.compile makes.
 
-A graph must be the same for every layer, step and size. So tensors say which layer and which grid it is: Dynamo
+A graph must be the same for every layer, step and size. So tensors say which layer, grid and step it is: Dynamo
 makes a constant, and a new graph, of every int that differs. What Python does for a call (decision, plan, counts)
 happens inside the operator.
 """
@@ -18,6 +18,7 @@ from ..kernels.opaque import opaque_operator
 from .attention_inputs import AttentionInputs
 from .decision import Sparse, decide_at
 from .execute import run_plan
+from .run_state import Location
 
 
 def _shape(query: Tensor, *others: Any) -> Tensor:
@@ -37,13 +38,13 @@ def _run(
 ) -> Tensor:
     asking = object_of(processor)
     session, layer = asking.handler, asking.layer
-    *grid, before = location.tolist()
-    decision = decide_at(session.plans, layer, query, key, key_mask, (tuple(grid), before), ranks)
+    inputs, at = AttentionInputs(query, key, value, scale=scale), Location.from_tensor(location)
+    decision = decide_at(session.plans, layer, inputs, key_mask, at, ranks, rerun=not count)
     if count:
         session.note(layer, decision)
     if isinstance(decision, Sparse):
         plan = session.state.masked(decision.plan, key_mask)
-        return run_plan(plan, AttentionInputs(query, key, value, scale=scale), session.impl)
+        return run_plan(plan, inputs, session.impl)
     return _dense(query, key, value, key_mask, scale)
 
 

@@ -13,8 +13,8 @@ from ..kernels.plan import Plan
 from ..models.adapter import Adapter
 from .attention_inputs import AttentionInputs
 from .layer import Layer
-from .plan_store import PlanStore
-from .run_state import RunState
+from .plan_store import PlanRequest, PlanStore
+from .run_state import Location, RunState
 
 FORCED = "forced"  # `Layer.why_dense` knows the reason; graphs must not ask for it
 
@@ -56,26 +56,28 @@ def decide(
     ranks = ordered_ranks(adapter, ranks)
     if isinstance(ranks, str):
         return Dense(ranks)
-    return decide_at(plans, layer, inputs.query, inputs.key, key_mask, (state.grid, state.before), ranks)
+    return decide_at(plans, layer, inputs, key_mask, Location(state.grid, state.before, state.step), ranks)
 
 
 def decide_at(
     plans: PlanStore,
     layer: Layer,
-    query: Tensor,
-    key: Tensor,
+    inputs: AttentionInputs,
     key_mask: Tensor | None,
-    location: tuple[tuple[int, int, int], int],
+    location: Location,
     ranks: int,
+    rerun: bool = False,
 ) -> Sparse | Dense:
-    """The second half of [`decide`], which compiled graphs reach inside their operator: is there a plan that pays?"""
-    grid, before = location
-    if not query.shape[0]:
+    """The second half of [`decide`], which compiled graphs reach inside their operator: is there a plan that pays?
+
+    `rerun` says that a backward computes a call again, which is none of the calls of the run.
+    """
+    if not inputs.query.shape[0]:
         return Dense("an empty batch")
-    placement = plans.place(query.shape[1], grid, before, ranks)
+    placement = plans.place(inputs.query.shape[1], location.grid, location.before, ranks)
     if isinstance(placement, str):
         return Dense(placement)
-    plan = plans.plan_or_reason(placement, layer, query, key)
+    plan = plans.plan_or_reason(PlanRequest(placement, layer, inputs, location.step, rerun))
     return Dense(plan) if isinstance(plan, str) else Sparse(plan, placement.grid, key_mask)
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..models.adapter import NO_OTHERS
 from .attention_inputs import AttentionInputs, RunDense
 from .layer import Layer
 from .progress import PresentScheduler
-from .run_state import RunState
+from .run_state import Location, RunState
 
 
 class AttentionHandler:
@@ -44,8 +43,18 @@ class AttentionHandler:
         """
         state = self.state
         state.grid, state.before, state.no_grid = grid, before, reason
-        with torch.inference_mode(False):  # graphs keep it for their backward
-            state.location = None if grid is None else torch.tensor([*grid, before], device="cpu")
+        state.location = None if grid is None else Location(grid, before, state.step).to_tensor()
+
+    def begin_pass(self, name: str | None, timesteps: Tensor | None) -> None:
+        """The forward that starts is a pass of a run.
+
+        Args:
+            name (`str`, *optional*): how the pipeline calls it: `"cond"`, `"uncond"`.
+            timesteps (`torch.Tensor`, *optional*): those of the scheduler, which makes a new tensor for every run.
+        """
+
+    def forget_runs(self) -> None:
+        """Let go of what is kept for the runs of all threads."""
 
     def attend(self, processor: Any, inputs: AttentionInputs, run_dense: RunDense, ranks: int = 1) -> Tensor:
         """The attention of one layer `(B, S, H, D)`.

@@ -9,7 +9,7 @@ import torch
 from diffusers.utils import logging
 from torch import nn
 
-from .._compat import CacheContextListener, add_listener, find_listener, remove_listener
+from .._compat import CacheContextListener, add_listener, context_name, find_listener, remove_listener
 from ..models.adapter import Adapter, NoGrid
 from .handler import AttentionHandler
 from .progress import find_step
@@ -46,6 +46,7 @@ class SparseAttentionHook(CacheContextListener):
         """Take it off."""
         self._handle.remove()
         remove_listener(transformer, HOOK)
+        self.handler.forget_runs()
 
     # torch runs hooks of a compiled module before its graph; the hook is no graph of its own
     @torch.compiler.disable(reason=OUTSIDE_GRAPHS)
@@ -53,12 +54,14 @@ class SparseAttentionHook(CacheContextListener):
         handler, inputs = self.handler, dict(zip(self._names, args), **kwargs)
         self._name_replaced_processors(module)
         timestep = inputs.get("timestep", inputs.get("timesteps"))
-        handler.begin_step(find_step(self.context, handler.scheduler(), timestep))
+        scheduler = handler.scheduler()
+        handler.begin_step(find_step(self.context, scheduler, timestep))
         try:
             grid = handler.fixed_grid or self.adapter.grid(module, inputs)
             handler.begin_forward(grid, self.adapter.tokens_before_grid(module, inputs))
         except NoGrid as error:
             handler.begin_forward(None, reason=str(error))
+        handler.begin_pass(context_name(self.context), getattr(scheduler, "timesteps", None))
 
     def _name_replaced_processors(self, module: nn.Module) -> None:
         # while guidance runs a pass, its own processors stand before some of ours

@@ -59,9 +59,9 @@ def place(video: tuple[int, int, int], before: int, tokens: int, ranks: int = 1)
     return Placement(TokenGrid(*video, text=others, text_first=first), 0 if first else ahead, ranks)
 
 
-def in_grid_order(query: Tensor, key: Tensor, order: Tensor | None) -> tuple[Tensor, Tensor]:
-    """query and key `(B, S, H, D)` in the order of the grid."""
-    return (query, key) if order is None else (query[:, order], key[:, order])
+def in_grid_order(*tensors: Tensor, order: Tensor | None) -> tuple[Tensor, ...]:
+    """Query, key and more `(B, S, H, D)` in the order of the grid."""
+    return tensors if order is None else tuple(tensor[:, order] for tensor in tensors)
 
 
 def reorder_plan(plan: Plan, order: Tensor | None) -> Plan:

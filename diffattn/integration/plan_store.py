@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Hashable
-from typing import Any
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from diffusers.utils import logging
@@ -14,56 +13,53 @@ from ..attention_config import AttentionConfig
 from ..grid import TokenGrid
 from ..kernels.backends.dense import break_even, plan_cost
 from ..kernels.plan import Plan
+from .attention_inputs import AttentionInputs
+from .kept import Kept, bytes_of
+from .kept_plans import KeptPlans
 from .layer import Layer
 from .placement import Placement, in_grid_order, place, reorder_plan
 
 logger = logging.get_logger(__name__)
 
 
-class Kept:
-    """The last few results of a function, for several threads; the oldest goes first."""
+class PlanRequest(NamedTuple):
+    """One call that needs a plan.
 
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self._values: dict[Hashable, Any] = {}
-        self._lock = threading.Lock()
+    Args:
+        placement ([`Placement`]): of its sequence.
+        layer ([`Layer`]): which calls.
+        inputs ([`AttentionInputs`]): of the whole sequence.
+        step (`tuple[int, int]`, *optional*): denoising step, from 0, and how many there are.
+        rerun (`bool`): whether a backward computes a call again, which is none of the calls of the run.
+    """
 
-    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What is kept under `key`, or `make()`."""
-        with self._lock:
-            if key in self._values:
-                return self._values[key]
-        value = make()
-        with self._lock:
-            self._values[key] = value
-            while len(self._values) > self.most:
-                del self._values[next(iter(self._values))]
-        return value
+    placement: Placement
+    layer: Layer
+    inputs: AttentionInputs
+    step: tuple[int, int] | None = None
+    rerun: bool = False
 
-    def values(self) -> list[Any]:
-        """All that is kept now."""
-        with self._lock:
-            return list(self._values.values())
-
-    def __getstate__(self) -> dict:
-        return {"most": self.most}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__init__(state["most"])
+    @property
+    def shape(self) -> tuple:
+        """What two calls have in common that may have one plan."""
+        query, key = self.inputs[:2]
+        return self.placement, query.shape, key.shape, query.dtype, query.device
 
 
 class PlanStore:
-    """Makes plans, keeps those of static methods, and knows which of them save nothing.
+    """Makes plans, keeps those of static methods, and those of dynamic ones for the steps that the schedule allows.
 
     Args:
         config ([`AttentionConfig`]): the method.
         impl (`str`): implementation of the kernel; with `"auto"` no plan runs that is slower than dense attention.
         say_once (`Callable`): logs a warning once.
+        refresh (`int`, *optional*, defaults to 1): for how many steps of a run a dynamic plan is kept.
     """
 
-    def __init__(self, config: AttentionConfig, impl: str, say_once: Callable[[str], None]) -> None:
+    def __init__(self, config: AttentionConfig, impl: str, say_once: Callable[[str], None], refresh: int = 1) -> None:
         self.config, self.impl, self.say_once = config, impl, say_once
         self.static = Kept(8)  # one per token grid and device, a run needs one or two
+        self.kept = KeptPlans(refresh if config.dynamic else 1)
         self._places = Kept(64)
         self._verdicts = Kept(64)
 
@@ -72,48 +68,59 @@ class PlanStore:
         at = (grid, before, tokens, ranks)
         return self._places.get(at, lambda: place(*at))
 
-    def plan_or_reason(self, placement: Placement, layer: Layer, query: Tensor, key: Tensor) -> Plan | str:
+    def plan_or_reason(self, request: PlanRequest) -> Plan | str:
         """The plan of a call, or why the model's dense backend is faster than it.
 
         What the plan computes decides, not the density asked for: text, padding and partial tiles count.
         """
         if self.impl != "auto":
-            return self.plan(placement, layer, query, key)
+            return self.plan(request)
+        query = request.inputs.query
         if not self.config.dynamic or self._fixed_density:
             # plans of one placement compute the same share in every layer: the first of them decides for all
-            at = (placement, query.dtype, query.device)
+            at = (request.placement, query.dtype, query.device)
             made: list[Plan] = []
 
             def judge() -> str | None:
-                made.append(self.plan(placement, layer, query, key))
+                made.append(self.plan(request))
                 return _why_slower(made[0], query)
 
             reason = self._verdicts.get(at, judge)
-            return reason or (made[0] if made else self.plan(placement, layer, query, key))
-        plan = self.plan(placement, layer, query, key)
+            return reason or (made[0] if made else self.plan(request))
+        plan = self.plan(request)
         return _why_slower(plan, query) or plan
 
-    def plan(self, placement: Placement, layer: Layer, query: Tensor, key: Tensor) -> Plan:
-        """The plan of a call."""
-        order = placement.order(query.device)
+    def plan(self, request: PlanRequest) -> Plan:
+        """The plan of a call, in the order of its sequence."""
         with torch.no_grad():
-            if self.config.dynamic:
-                tensors = in_grid_order(query, key, order)
-                return reorder_plan(self.config.plan(placement.grid, *tensors, layer=layer.index), order)
+            if not self.config.dynamic:
+                return self._static_plan(request)
+            if request.rerun:
+                return self._dynamic_plan(request)
+            return self.kept.get(request.layer, request.shape, lambda: self._dynamic_plan(request))
 
-            def make() -> Plan:
-                plan = self.config.plan(placement.grid, layer=layer.index, device=query.device)
-                self._warn_if_everything(plan, placement.grid)
-                return reorder_plan(plan, order)
+    def _static_plan(self, request: PlanRequest) -> Plan:
+        placement, device = request.placement, request.inputs.query.device
 
-            return self.static.get((placement, query.device), make)
+        def make() -> Plan:
+            plan = self.config.plan(placement.grid, layer=request.layer.index, device=device)
+            self._warn_if_everything(plan, placement.grid)
+            return reorder_plan(plan, placement.order(device))
+
+        return self.static.get((placement, device), make)
+
+    def _dynamic_plan(self, request: PlanRequest) -> Plan:
+        placement, (query, key, value) = request.placement, request.inputs[:3]
+        order = placement.order(query.device)
+        tensors = in_grid_order(query, key, *([value] if self.config.wants_value else []), order=order)
+        step, steps = request.step or (None, None)
+        names = dict(zip(("query", "key", "value"), tensors))
+        plan = self.config.plan(placement.grid, **names, layer=request.layer.index, step=step, steps=steps)
+        return reorder_plan(plan, order)
 
     def bytes_kept(self) -> int:
         """Memory of the plans that are kept, with what is derived from them."""
-        found: dict[int, int] = {}
-        for plan in self.static.values():
-            _note_bytes(plan, found)
-        return sum(found.values())
+        return bytes_of([*self.static.values(), *self.kept.values()])
 
     @property
     def _fixed_density(self) -> bool:
@@ -131,16 +138,3 @@ def _why_slower(plan: Plan, query: Tensor) -> str | None:
     if cost <= break_even(query.shape[1], query.dtype, query.device.type):
         return None
     return f"the plan costs {cost:.2f} of dense attention: dense is faster"
-
-
-def _note_bytes(thing: Any, found: dict[int, int]) -> None:
-    """The storages of all tensors in nested dataclasses, objects and containers, by address."""
-    if isinstance(thing, Tensor):
-        storage = thing.untyped_storage()
-        found[storage.data_ptr()] = storage.nbytes()
-        return
-    parts = thing.values() if isinstance(thing, dict) else thing if isinstance(thing, (list, tuple)) else None
-    if parts is None:
-        parts = vars(thing).values() if hasattr(thing, "__dict__") and not isinstance(thing, type) else ()
-    for part in parts:
-        _note_bytes(part, found)

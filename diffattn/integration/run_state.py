@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,31 @@ from .masks import as_key_mask
 NEVER_ENTERED = "the transformer was not entered through its forward"
 
 
+class Location(NamedTuple):
+    """Which tokens a forward has, and in which step.
+
+    Args:
+        grid (`tuple[int, int, int]`): frames, height and width of the visual tokens.
+        before (`int`): tokens of the sequence before the visual ones, see [`placement.place`].
+        step (`tuple[int, int]`, *optional*): denoising step, from 0, and how many there are.
+    """
+
+    grid: tuple[int, int, int]
+    before: int
+    step: tuple[int, int] | None = None
+
+    def to_tensor(self) -> Tensor:
+        """`(6,)` int64 on the CPU: what graphs are given, so that they need no guard on numbers."""
+        with torch.inference_mode(False):  # graphs keep it for their backward
+            return torch.tensor([*self.grid, self.before, *(self.step or (-1, -1))], device="cpu")
+
+    @classmethod
+    def from_tensor(cls, numbers: Tensor) -> Location:
+        """The location that `to_tensor` wrote."""
+        *grid, before, step, steps = numbers.tolist()
+        return cls(tuple(grid), before, None if step < 0 else (step, steps))
+
+
 class RunState(threading.local):
     """Step and token grid of the forward that runs in this thread: two requests may share one transformer.
 
@@ -24,8 +49,7 @@ class RunState(threading.local):
         grid (`tuple[int, int, int]`, *optional*): frames, height and width of the visual tokens; None where `no_grid`
             says why there is none.
         before (`int`): tokens of the sequence before the visual ones, see [`placement.place`].
-        location (`torch.Tensor`, *optional*): `(4,)` int64 on the CPU, grid and `before`: what graphs are given, so
-            that they need no guard on numbers.
+        location (`torch.Tensor`, *optional*): grid, `before` and step as [`Location.to_tensor`] writes them.
     """
 
     def __init__(self) -> None:

@@ -16,6 +16,7 @@ from .compiled import compiled_attention
 from .decision import Dense, Sparse, decide, ordered_ranks, screen
 from .execute import run_plan
 from .handler import AttentionHandler
+from .kept_plans import Forward
 from .layer import Layer
 from .plan_store import PlanStore
 
@@ -46,7 +47,7 @@ class SparseSession(AttentionHandler):
     ) -> None:
         super().__init__(pipe, grid)
         self.config, self.schedule, self.impl = config, schedule, impl
-        self.plans = PlanStore(config, impl, self.say_once)
+        self.plans = PlanStore(config, impl, self.say_once, schedule.refresh)
         self.grid: TokenGrid | None = None
         self.keep_plans = False
         self._said: set[str] = set()
@@ -66,6 +67,23 @@ class SparseSession(AttentionHandler):
                 "pipeline that runs (a copy of it with a scheduler of its own is another pipeline), or call the "
                 "transformer within `cache_context(name, step_index=, num_inference_steps=)`"
             )
+
+    def begin_pass(self, name: str | None, timesteps: Tensor | None) -> None:
+        kept, state = self.plans.kept, self.state
+        if kept.refresh == 1:
+            return
+        why = "the denoising step is not known here" if state.step is None else None
+        if torch.is_grad_enabled():  # a backward may plan again, and must come to the same plan
+            why = why or "gradients are recorded"
+        if why:
+            self.say_once(f"{why}: refresh={kept.refresh} has no effect, every call makes its plan")
+            kept.begin_forward(None)
+            return
+        sparse = self.schedule.sparse_steps(state.step[1])
+        kept.begin_forward(Forward(*state.step, sparse, name, timesteps, state.grid))
+
+    def forget_runs(self) -> None:
+        self.plans.kept.forget()
 
     def attend(self, processor: Any, inputs: AttentionInputs, run_dense: RunDense, ranks: int = 1) -> Tensor:
         layer, adapter = processor.layer, processor.adapter

@@ -27,9 +27,10 @@ MARK, LINE = (0.85, 0.12, 0.12), "0.72"
 
 def plans() -> dict[str, Plan]:
     """One plan of each method, on the same made-up queries and keys of one head."""
-    query, key, _ = structured_qkv(GRID, heads=1)
+    query, key, value = structured_qkv(GRID, heads=1)
     return {
-        name: diffattn.make_plan(diffattn.config(name, density=DENSITY), GRID, query, key, LAYER) for name in METHODS
+        name: diffattn.make_plan(diffattn.config(name, density=DENSITY), GRID, query, key, value=value, layer=LAYER)
+        for name in METHODS
     }
 
 

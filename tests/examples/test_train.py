@@ -63,7 +63,7 @@ def test_all_weights_are_trained_through_sparse_attention(run, tmp_path):
     assert sum(not torch.equal(a, b) for a, b in pairs) > 100
     config = json.loads((tmp_path / "2" / "diffattn_config.json").read_text())
     assert config["method"] == "radial"
-    assert config["schedule"] == {"dense_start": 0, "dense_end": 0, "dense_layers": 1}
+    assert config["schedule"] == {"dense_start": 0, "dense_end": 0, "dense_layers": 1, "refresh": 1}
 
 
 def test_the_average_is_what_is_saved(run, tmp_path):

@@ -191,7 +191,7 @@ def test_methods_that_look_at_queries_get_them_in_the_order_of_the_grid():
     class Looking(OwnBlockConfig):
         dynamic = True
 
-        def plan(self, grid, query=None, key=None, *, layer=0, device="cpu"):
+        def plan(self, grid, query=None, key=None, *, layer=0, **_):
             seen.append((grid, query.shape[1], key.shape[1]))
             return super().plan(grid, layer=layer)
 
@@ -202,7 +202,7 @@ def test_methods_that_look_at_queries_get_them_in_the_order_of_the_grid():
     torch.testing.assert_close(at.run(model), wanted, rtol=0, atol=1e-5)
     assert seen == [(TokenGrid(1, 6, 8, text=27), 75, 75)] * 3
     tokens = torch.arange(75).view(1, 75, 1, 1)
-    query, key = in_grid_order(tokens, tokens, place((1, 6, 8), 7, 75).order())
+    query, key = in_grid_order(tokens, tokens, order=place((1, 6, 8), 7, 75).order())
     assert query.flatten()[[0, 47, 48, 67, 68, 74]].tolist() == [7, 54, 55, 74, 0, 6] and torch.equal(query, key)
 
 
