@@ -40,7 +40,7 @@ def sparse_attention_scope(
     finally:
         disable(pipe)
         if before:
-            enable(pipe, before.config, schedule=before.schedule, impl=before.impl)
+            enable(pipe, before.config, schedule=before.schedule, impl=before.impl, grid=before.fixed_grid)
 
 
 def _enabled_session(pipe: Any) -> SparseSession | None:

@@ -117,9 +117,9 @@ def test_an_error_in_the_call_leaves_it_dense(pipe):
 def test_what_was_enabled_before_is_enabled_again(pipe):
     diffattn.enable(pipe, "neighborhood", schedule=SCHEDULE, impl="torch")
     wan.run(pipe, 2, diffattn_config=CONFIG)
-    runtime = diffattn.summary(pipe).session
-    assert (runtime.config.method, runtime.schedule, runtime.impl) == ("neighborhood", SCHEDULE, "torch")
-    assert runtime.scheduler is pipe.scheduler
+    session = diffattn.summary(pipe).session
+    assert (session.config.method, session.schedule, session.impl) == ("neighborhood", SCHEDULE, "torch")
+    assert session.scheduler() is pipe.scheduler
 
 
 def test_what_cannot_be_put_back_is_refused(pipe):
