@@ -114,7 +114,7 @@ class SparseSession(AttentionHandler):
         layer.count_sparse(decision.plan, self.keep_plans)
 
     def say_once(self, message: str) -> None:
-        """Log a warning, the same one only once in the life of this session."""
+        """Log a warning, the same one only once from `enable` to `disable`."""
         if message not in self._said:
             self._said.add(message)
             logger.warning(message)
