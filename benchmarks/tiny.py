@@ -14,7 +14,7 @@ PROMPTS = (
     "a white square moves up over a green background",
     "a yellow triangle moves left over a black background",
 )
-STEPS = 10
+STEPS, LAYERS = 10, 6
 CALL = {"height": 128, "width": 128, "num_frames": 33, "num_inference_steps": STEPS, "guidance_scale": 3.0}
 
 
@@ -23,6 +23,13 @@ def load() -> Any:
     pipe = load_pipeline("tiny", "cpu", "float32")
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def held_out_prompts(count: int) -> tuple[str, ...]:
+    """Captions of combinations of shape, colour, motion and background that training never showed."""
+    from examples.tiny_wan.evaluate import held_out_scenes
+
+    return tuple(scene.caption(index) for index, scene in enumerate(held_out_scenes(count, seed=0)))
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ class Schedule:
     Args:
         dense_start (`float | int`, *optional*, defaults to 0.2): first steps.
         dense_end (`float | int`, *optional*, defaults to 0): last steps.
-        dense_layers (`float | int`, *optional*, defaults to 1): first self-attention layers.
+        dense_layers (`float | int`, *optional*, defaults to 0): first self-attention layers.
         refresh (`int`, *optional*, defaults to 1): for how many sparse steps the plans of a dynamic method are used.
             Each pass of the model (conditional, unconditional) keeps its own, and a run starts without any. Where
             the step is not known, and where gradients are recorded, every call makes its plan.
@@ -35,7 +35,7 @@ class Schedule:
 
     dense_start: float | int = 0.2
     dense_end: float | int = 0
-    dense_layers: float | int = 1
+    dense_layers: float | int = 0
     refresh: int = 1
 
     def __post_init__(self) -> None:

@@ -49,7 +49,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     add("--density", type=float, help="share of attention to compute, 0 to 1")
     add("--dense-start", type=json.loads, default=0.2, help="first steps that stay dense: 0.2 is a share, 12 a count")
     add("--dense-end", type=json.loads, default=0, help="last steps that stay dense")
-    add("--dense-layers", type=json.loads, default=1, help="first layers that stay dense")
+    add("--dense-layers", type=json.loads, default=0, help="first layers that stay dense")
     add("--heads", help="guide by these heads: a preset of diffattn.guide, a head set file or a hub id")
     add("--heads-scale", type=float, help="how strongly; that of the head set if not given")
     add("--lora", help="hub id or file of a LoRA (needs diffattn[train])")

@@ -26,19 +26,20 @@ def test_torch_equals_the_oracle_on_the_dense_mask(size, dim, text, text_first):
     check_attention(attention(grid, impl="torch"), *structured(grid, 2, 3, dim), mask)
 
 
-@pytest.mark.parametrize("dim, text", [(32, 37), (64, 0), (80, 37), (128, 0)])
+@pytest.mark.parametrize("dim, text", [(32, 37), (128, 0)])
 def test_torch_equals_the_oracle_at_480p(dim, text):
     grid = TokenGrid(21, 30, 52, text=text)
     rows = torch.arange(0, grid.tokens, 311)
     mask = mask_rows(diffattn.make_plan("radial", grid), rows)
-    check_attention(attention(grid, impl="torch"), *structured(grid, 2, 3, dim), mask, rows)
+    check_attention(attention(grid, impl="torch"), *structured(grid, 1, 2, dim), mask, rows)
 
 
-@pytest.mark.parametrize("size, dim, text", [((5, 9, 10), 32, 37), ((5, 9, 10), 80, 0), ((7, 15, 13), 64, 37)])
+@pytest.mark.parametrize("size, dim, text", [((5, 9, 10), 32, 37), ((5, 9, 10), 80, 0), ((7, 9, 11), 64, 37)])
 def test_triton_equals_the_oracle_on_the_dense_mask(size, dim, text):
     grid = TokenGrid(*size, text=text)
     mask = diffattn.make_plan("radial", grid).to_dense_mask()
-    check_attention(attention(grid, impl="triton"), *structured(grid, 2, 3, dim), mask)
+    assert not mask.all()
+    check_attention(attention(grid, impl="triton"), *structured(grid, 1, 2, dim), mask)
 
 
 def test_mask_rows_of_the_tests_agree_with_the_plan():

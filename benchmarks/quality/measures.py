@@ -49,7 +49,8 @@ def _measure(sample: Sample, exact: Tensor, name: str, density: float) -> Result
     if name in ORACLES:
         error = relative_error(best_tokens(*tensors, density, ORACLES[name]), exact)
         return Result(name, density, density, {"error": error}, sample.labels)
-    plan = contender(name, density).plan(sample.grid, sample.query, sample.key, layer=sample.layer)
+    names = dict(zip(("query", "key", "value"), tensors))
+    plan = contender(name, density).plan(sample.grid, **names, layer=sample.layer)
     error = relative_error(attend(*tensors, plan), exact)
     return Result(name, density, plan.density, {"error": error}, sample.labels)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from .contenders import CONTROLS, ORACLES
@@ -40,6 +42,24 @@ def table(results: list[Result], score: str) -> str:
     return markdown(["", *(f"{score} at {density:g}" for density in densities)], rows)
 
 
+def paired(results: list[Result], score: str, base: str) -> str:
+    """A row for each contender: what it scores above `base` on the same samples, mean and standard error."""
+    cells = grouped(results, "name", "asked")
+    densities = sorted({asked for _, asked in cells})
+    rows = [
+        [name, *(_difference(cells[name, density], cells[base, density], score) for density in densities)]
+        for name in _names(results)
+        if name != base
+    ]
+    return markdown(["", *(f"at {density:g}" for density in densities)], rows)
+
+
+def _difference(cell: list[Result], base: list[Result], score: str) -> str:
+    gains = [one.scores[score] - other.scores[score] for one, other in zip(cell, base, strict=True)]
+    error = stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else math.nan
+    return f"{fmean(gains):+.2f} ± {error:.2f}"
+
+
 def table_by(results: list[Result], score: str, label: str, density: float) -> str:
     """A row for each contender and a column for each value of a label, at one density."""
     cells = grouped([result for result in results if result.asked == density], "name", label)
@@ -56,9 +76,9 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 def findings(results: list[Result], score: str) -> str:
     """Sentences on who is better than an oracle, or not better than blocks, the best or random, at which density."""
-    cells = grouped(results, "name", "asked")
-    ahead = {control: _those(cells, control, score, better=True) for control in ORACLES}
-    behind = {control: _those(cells, control, score, better=False) for control in (TOP, RANDOM)}
+    cells, names = grouped(results, "name", "asked"), _names(results)
+    ahead = {control: _those(cells, control, score, better=True) for control in ORACLES if control in names}
+    behind = {control: _those(cells, control, score, better=False) for control in (TOP, RANDOM) if control in names}
     sentences = [f"Better than {control}: {_listed(found)}." for control, found in ahead.items()]
     sentences += [f"Not better than {control}: {_listed(found)}." for control, found in behind.items()]
     over = {f"{name} ({mean_density(cell):.2f} for {density:g})" for (name, density), cell in cells.items()
@@ -67,7 +87,7 @@ def findings(results: list[Result], score: str) -> str:
         sentences.append(
             f"Reaches a higher density than was asked for, so that its row flatters it: {'; '.join(sorted(over))}."
         )
-    losers = [name for name in _names(results) if any(name in found for found in behind.values())]
+    losers = [name for name in names if any(name in found for found in behind.values())]
     why = "\n".join(f"- {name}: {REASONS[name]}." for name in losers if name in REASONS)
     return " ".join(sentences) + (f"\n\n{why}" if why else "")
 

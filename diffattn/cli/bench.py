@@ -46,7 +46,7 @@ def bench(
     model: settings.Model = TINY,
     density: settings.Density = None,
     dense_start: settings.DenseStart = 0.2,
-    dense_layers: settings.DenseLayers = 1,
+    dense_layers: settings.DenseLayers = 0,
     impl: settings.Impl = "auto",
     height: settings.Height = None,
     width: settings.Width = None,

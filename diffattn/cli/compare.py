@@ -45,7 +45,7 @@ def compare(
     method: Annotated[str, typer.Option(help="Attention method.")] = "auto",
     density: settings.Density = None,
     dense_start: settings.DenseStart = 0.2,
-    dense_layers: settings.DenseLayers = 1,
+    dense_layers: settings.DenseLayers = 0,
     impl: settings.Impl = "auto",
     height: settings.Height = None,
     width: settings.Width = None,

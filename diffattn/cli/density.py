@@ -22,7 +22,7 @@ def density(
     density: settings.Density = None,
     dense_start: settings.DenseStart = 0.2,
     dense_end: Annotated[float, typer.Option(help="Dense last steps: a share below 1, or a count.")] = 0.0,
-    dense_layers: settings.DenseLayers = 1,
+    dense_layers: settings.DenseLayers = 0,
     impl: settings.Impl = "auto",
     model: settings.Model = TINY,
     frames: settings.Frames = None,

@@ -30,7 +30,7 @@ def generate(
     density: Annotated[float | None, typer.Option(help="Share of the products between visual tokens, 0 to 1.")] = None,
     dense_start: Annotated[float, typer.Option(help="Dense first steps: a share below 1, or a count.")] = 0.2,
     dense_end: Annotated[float, typer.Option(help="Dense last steps: a share below 1, or a count.")] = 0.0,
-    dense_layers: Annotated[int, typer.Option(help="First layers that stay dense.")] = 1,
+    dense_layers: Annotated[int, typer.Option(help="First layers that stay dense.")] = 0,
     impl: Annotated[str, typer.Option(help="auto, torch, triton or reference.")] = "auto",
     height: Annotated[int | None, typer.Option(help="Pixels; the model's own default if not given.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 from ..kernels.plan import Plan
+from ..kernels.plan.trim import trim
 from .kept import bytes_of
 
 MOST_FORWARDS = 16  # of one name in one step; a pipeline that makes more of them does not tell its steps
@@ -79,9 +80,11 @@ class _Run:
         key = (layer, now.name, self.forwards[now.name], self.calls[layer], key)
         self.calls[layer] += 1
         plan, end = self.plans.pop(key, (None, min(now.step + refresh, now.sparse.stop)))
+        last = now.step + 1 >= end
         if plan is None:
             plan, self.unmeasured = make(), True
-        if now.step + 1 < end:
+            plan = plan if last else trim(plan)
+        if not last:
             self.plans[key] = plan, end
         return plan
 

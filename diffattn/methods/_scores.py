@@ -10,7 +10,7 @@ from torch import Tensor
 PARTS = 8  # of a block, each scored by its mean: at blocks of 128 as accurate as sampling a quarter of the rows
 LEAST_PART = 4  # rows; small blocks come with short sequences, where scores cost little
 # Bytes held at once: what fits the caches of a CPU, and what keeps a GPU busy.
-SCORE_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}  # logits
+SCORE_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}  # logits
 PIECE_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}  # gathered rows
 
 
@@ -46,11 +46,17 @@ def counts_of(order: Tensor, size: int) -> Tensor:
 def _pieces(tokens: Tensor, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows `(B, n, size, H, D)` of n pools at a time, padding 0, and whether they hold a token `(n, size)`."""
     row_bytes = tokens[:, :1].numel() * tokens.element_size()
-    pools = max(1, _bytes(PIECE_BYTES, tokens) // (row_bytes * size))
+    pools = max(1, bytes_of(PIECE_BYTES, tokens) // (row_bytes * size))
+    (tokens,) = each_contiguous((tokens,), len(order) > pools * size)
     for part in order.split(pools * size):
         live = (part >= 0).view(-1, size)
         rows = tokens.index_select(1, part.clamp(min=0)).unflatten(1, live.shape)
         yield _without_padding(rows, live), live
+
+
+def each_contiguous(tensors: tuple[Tensor, ...], in_pieces: bool) -> tuple[Tensor, ...]:
+    """On a CPU, `index_select` copies a tensor that is not contiguous as a whole, again for each piece of it."""
+    return tuple(tensor.contiguous() if in_pieces and tensor.device.type == "cpu" else tensor for tensor in tensors)
 
 
 def _without_padding(rows: Tensor, live: Tensor) -> Tensor:
@@ -59,7 +65,7 @@ def _without_padding(rows: Tensor, live: Tensor) -> Tensor:
     return rows if whole else rows.masked_fill_(~live[..., None, None], 0)
 
 
-def _bytes(limits: dict[str, int], tensor: Tensor) -> int:
+def bytes_of(limits: dict[str, int], tensor: Tensor) -> int:
     return limits.get(tensor.device.type, limits["cuda"])
 
 
@@ -126,7 +132,7 @@ def _mass_of_parts(
     k = match_heads(k, q.shape[1])
     weight = count_q.view(-1, block_q // part_q)
     bias, scale = count_k.log(), query.shape[-1] ** -0.5
-    heads = max(1, _bytes(SCORE_BYTES, query) // (4 * q.shape[-2] * k.shape[-2]))
+    heads = max(1, bytes_of(SCORE_BYTES, query) // (4 * q.shape[-2] * k.shape[-2]))
     tensors = [q, k] if text_key is None else [q, k, match_heads(finite(text_key.transpose(1, 2)), q.shape[1])]
 
     def mass(q: Tensor, k: Tensor, text_k: Tensor | None = None) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..kernels.plan.tile_list import TileList
+
 TOLERANCE = 1e-6  # of the cumulative thresholds, as published
 
 
@@ -82,3 +84,24 @@ def extend_text(video: Tensor, query_tiles: int, key_blocks: int, value: int | b
     """`video` `(..., nq, nk)`, an entry for each pair of blocks, extended to `(..., NQ, NK)` with `value` for text."""
     pad = (0, key_blocks - video.shape[-1], 0, query_tiles - video.shape[-2])
     return torch.nn.functional.pad(video, pad, value=value)
+
+
+def lists_of_levels(level: Tensor, pools: tuple[int, ...], block: int) -> tuple[TileList, ...]:
+    """The lists of every level, as wide as they can get, so that nobody waits for the device to tell their width.
+
+    Args:
+        level (`torch.Tensor`): `(B, H, NQ, NK)`, index into `pools` of every pair of blocks.
+        pools (`tuple[int, ...]`): pool size of each level.
+        block (`int`): rows of a block.
+    """
+    blocks = level.shape[-1]
+    number = torch.arange(
+        max(blocks, len(pools)), dtype=torch.int16 if blocks < 2**15 else torch.int32, device=level.device
+    )
+    seen = level == number[: len(pools)].view(-1, 1, 1, 1, 1)
+    place = seen.cumsum(-1)
+    # column 0 takes what is not seen, and is cut off
+    indices = number.new_zeros(*seen.shape[:-1], blocks + 1)
+    indices.scatter_(-1, place * seen, number[:blocks].expand_as(seen))
+    counts, indices = place[..., -1].int(), indices[..., 1:]
+    return tuple(TileList(*part, block // pool, pool) for *part, pool in zip(counts, indices, pools))

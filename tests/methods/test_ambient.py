@@ -18,7 +18,16 @@ from diffattn import (
     attend,
 )
 from diffattn.analysis.synthetic import structured_qkv
-from diffattn.methods import _radial_official, _window, _window_search, rectified
+from diffattn.methods import (
+    _allocate,
+    _constants,
+    _order,
+    _pool_statistics,
+    _radial_official,
+    _window,
+    _window_search,
+    rectified,
+)
 
 CONFIGS = [
     AutoConfig(density=0.35),
@@ -43,6 +52,7 @@ GRID = TokenGrid(5, 9, 10, text=7)
 CACHES = [
     *(_window.axis, _radial_official._pair_tiles, rectified.neighbor_blocks),
     *(_window_search.window_of_density, _window_search._choices, _window_search.visited_share),
+    *(_constants.constant, _pool_statistics.padded_rows, _allocate._costs, _order.block_order),
 ]
 
 

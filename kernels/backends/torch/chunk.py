@@ -72,13 +72,18 @@ def _softmax_of_part(query, keys, values, chunk: Chunk, work, plan, scale, form,
 
 def gather(sources: list[Tensor], chunk: Chunk, between: tuple[int, ...], scratch: Scratch, name: str) -> Tensor:
     """Granules `(N, G, ...)` of every run that the `n` tiles of a chunk visit: `(n, *between, L, ...)`."""
-    if len(sources) == 1:  # into memory that exists already
-        (source,), (index,) = sources, chunk.visited
-        count, (granule, *rest), tiles = index.numel(), source.shape[1:], len(chunk.tiles)
-        torch.index_select(source, 0, index, out=scratch(name, source.dtype, count, granule, *rest))
-        return scratch(name, source.dtype, tiles, *between, count * granule // tiles, *rest)
-    parts = [source.index_select(0, index) for source, index in zip(sources, chunk.visited)]
-    return torch.cat([part.view(len(chunk.tiles), *between, -1, *part.shape[2:]) for part in parts], 1 + len(between))
+    tiles, parts = len(chunk.tiles), []
+    for number, (source, index) in enumerate(zip(sources, chunk.visited)):
+        if index.shape[0]:
+            part = scratch((name, number), source.dtype, index.shape[0], *source.shape[1:])
+            torch.index_select(source, 0, index, out=part)
+            parts.append(part.view(tiles, *between, -1, *source.shape[2:]))
+    if len(parts) == 1:
+        return parts[0]
+    dim = 1 + len(between)
+    keys = sum(part.shape[dim] for part in parts)
+    out = scratch(name, parts[0].dtype, *parts[0].shape[:dim], keys, *parts[0].shape[dim + 1 :])
+    return torch.cat(parts, dim, out=out)
 
 
 def mask_of_chunk(plan: Plan, work: Worklist, chunk: Chunk, lead: tuple[int, ...], scratch: Scratch) -> Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
@@ -17,15 +18,12 @@ class Scratch:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self._memory, self._views = device, {}, {}
+        self.device, self._memory = device, {}
 
-    def __call__(self, name: str, dtype: torch.dtype, *shape: int) -> Tensor:
+    def __call__(self, name: Hashable, dtype: torch.dtype, *shape: int) -> Tensor:
         """A contiguous tensor of this shape; a name has one dtype."""
-        views = self._views.setdefault(name, {})
-        if shape not in views:
-            size = math.prod(shape)
-            if name not in self._memory or self._memory[name].numel() < size:
-                self._memory[name] = torch.empty(size, dtype=dtype, device=self.device)
-                views.clear()
-            views[shape] = self._memory[name][:size].view(shape)
-        return views[shape]
+        size = math.prod(shape)
+        memory = self._memory.get(name)
+        if memory is None or memory.shape[0] < size:
+            memory = self._memory[name] = torch.empty(size, dtype=dtype, device=self.device)
+        return memory[:size].view(shape)
