@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,11 +22,18 @@ FORCED = "forced"  # `Layer.why_dense` knows the reason; graphs must not ask for
 
 @dataclass(frozen=True)
 class Sparse:
-    """Run `plan` on a sequence of `grid`, without the keys where `key_mask` `(B, S)` is False."""
+    """Run `plan` on a sequence of `grid`, without the keys where `key_mask` `(B, S)` is False.
+
+    Some models have tokens that are keys alone. `inputs` have queries for these too, zeros; `queries` are the others,
+    and `share` is their share of all.
+    """
 
     plan: Plan
     grid: TokenGrid
+    inputs: AttentionInputs
     key_mask: Tensor | None = None
+    queries: slice | None = None
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -56,12 +64,13 @@ def decide(
     ranks = ordered_ranks(adapter, ranks)
     if isinstance(ranks, str):
         return Dense(ranks)
-    return decide_at(plans, layer, inputs, key_mask, Location(state.grid, state.before, state.step), ranks)
+    return decide_at(plans, layer, adapter, inputs, key_mask, Location(state.grid, state.before, state.step), ranks)
 
 
 def decide_at(
     plans: PlanStore,
     layer: Layer,
+    adapter: Adapter,
     inputs: AttentionInputs,
     key_mask: Tensor | None,
     location: Location,
@@ -74,11 +83,25 @@ def decide_at(
     """
     if not inputs.query.shape[0]:
         return Dense("an empty batch")
-    placement = plans.place(inputs.query.shape[1], location.grid, location.before, ranks)
+    placement = plans.place(inputs.key.shape[1], location.grid, location.before, ranks)
     if isinstance(placement, str):
         return Dense(placement)
-    plan = plans.plan_or_reason(PlanRequest(placement, layer, inputs, location.step, rerun))
-    return Dense(plan) if isinstance(plan, str) else Sparse(plan, placement.grid, key_mask)
+    inputs, queries = with_all_queries(inputs, adapter.keys_alone)
+    request = PlanRequest(placement, layer, inputs, location.step, rerun, queries)
+    plan = plans.plan_or_reason(request)
+    if isinstance(plan, str):
+        return Dense(plan)
+    return Sparse(plan, placement.grid, inputs, key_mask, queries, request.share)
+
+
+def with_all_queries(inputs: AttentionInputs, keys_alone: str | None) -> tuple[AttentionInputs, slice | None]:
+    """Inputs with as many queries as keys, and which of them are not zeros; None where none had to be added."""
+    queries, keys = inputs.query.shape[1], inputs.key.shape[1]
+    if queries == keys:
+        return inputs, None
+    ahead = keys - queries if keys_alone == "before" else 0
+    query = torch.nn.functional.pad(inputs.query, (0, 0, 0, 0, ahead, keys - queries - ahead))
+    return inputs._replace(query=query), slice(ahead, ahead + queries)
 
 
 def screen(
@@ -88,7 +111,7 @@ def screen(
 
     All that may differ between two layers or two steps of one graph is the bool `layer.mode.dense`.
     """
-    reason = _unsuitable(inputs)
+    reason = _unsuitable(inputs, state, adapter)
     if reason is None and layer.mode.dense:
         reason = FORCED
     if reason is None and state.location is None:
@@ -97,21 +120,26 @@ def screen(
         reason = _intercepted()
     if reason is not None or inputs.attn_mask is None:
         return reason, None
-    return state.key_mask(inputs.attn_mask, inputs.query, adapter.mask)
+    return state.key_mask(inputs.attn_mask, inputs.key, adapter.mask)
 
 
 def ordered_ranks(adapter: Adapter, ranks: int) -> int | str:
     """`ranks` as [`Placement`] takes them, 1 for a sequence that was cut as one; or a reason to stay dense."""
-    if ranks == 1 or adapter.other_tokens == "none" or adapter.parallel_split == "sequence":
+    if ranks == 1 or adapter.parallel_split == "sequence":
+        return 1
+    if adapter.other_tokens == "none" and adapter.keys_alone is None:
         return 1
     if adapter.parallel_split == "streams":
         return ranks
     return "context parallelism of a joint sequence whose order is not known"
 
 
-def _unsuitable(inputs: AttentionInputs) -> str | None:
+def _unsuitable(inputs: AttentionInputs, state: RunState, adapter: Adapter) -> str | None:
     """Why this call cannot be sparse, whatever the plan."""
-    if inputs.query.shape[1] != inputs.key.shape[1]:
+    queries, keys = inputs.query.shape[1], inputs.key.shape[1]
+    if adapter.keys_alone and queries < math.prod(state.grid or ()):
+        return "text that asks by itself"
+    if queries != keys and not (adapter.keys_alone and queries < keys):
         return "query and key sequences differ"
     if inputs.is_causal:
         return "causal attention"

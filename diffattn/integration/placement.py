@@ -50,6 +50,8 @@ def place(video: tuple[int, int, int], before: int, tokens: int, ranks: int = 1)
     others = tokens - video[0] * video[1] * video[2]
     if others < 0:
         return f"{tokens} tokens are fewer than the grid {video}"
+    if not others:  # a layer of the visual tokens alone
+        before = 0
     if before == NO_OTHERS and others:
         return f"{others} tokens are not on the grid {video}"
     ahead = others if before in (ALL_BEFORE, NO_OTHERS) else before
@@ -75,3 +77,12 @@ def reorder_plan(plan: Plan, order: Tensor | None) -> Plan:
         return None if rows is None else rows.where(rows < 0, order.to(rows.dtype)[rows.clamp(min=0)])
 
     return replace(plan, order=moved(plan.order), q_rows=moved(plan.q_rows))
+
+
+def plan_for_queries(plan: Plan, queries: slice | None) -> Plan:
+    """A plan that computes nothing for tiles without any of these queries, of which the others are zeros."""
+    if queries is None:
+        return plan
+    rows = plan.query_rows
+    asked = ((rows >= queries.start) & (rows < queries.stop)).unflatten(-1, (-1, plan.block_q)).any(-1)
+    return replace(plan, lists=tuple(replace(lists, counts=lists.counts * asked) for lists in plan.lists))

@@ -14,7 +14,7 @@ from ..schedule import Schedule
 from .attention_inputs import AttentionInputs, RunDense
 from .compiled import compiled_attention
 from .decision import Dense, Sparse, decide, ordered_ranks, screen
-from .execute import run_plan
+from .execute import run_decision
 from .handler import AttentionHandler
 from .kept_plans import Forward
 from .layer import Layer
@@ -93,8 +93,7 @@ class SparseSession(AttentionHandler):
         self.note(layer, decision)
         if isinstance(decision, Dense):
             return run_dense(inputs)
-        plan = self.state.masked(decision.plan, decision.key_mask)
-        return run_plan(plan, inputs, self.impl)
+        return run_decision(decision, self.state, self.impl)
 
     def _attend_in_graph(self, processor: Any, inputs: AttentionInputs, run_dense: RunDense, ranks: int) -> Tensor:
         """The graph holds what [`screen`] decides; the rest of the decision is taken inside of the operator."""
@@ -111,7 +110,7 @@ class SparseSession(AttentionHandler):
             layer.count_dense(decision.reason)
             return
         self.grid = decision.grid
-        layer.count_sparse(decision.plan, self.keep_plans)
+        layer.count_sparse(decision.plan, decision.share, self.keep_plans)
 
     def say_once(self, message: str) -> None:
         """Log a warning, the same one only once from `enable` to `disable`."""

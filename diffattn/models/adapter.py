@@ -34,9 +34,12 @@ class Adapter:
             by diffusers' dispatcher, with the backend of the processor or with the `"active_backend"` of the process,
             or by `"torch"`'s function, with `(B, H, S, D)`.
         mask (`str`, *optional*, defaults to `"keys"`): what a boolean mask means: `"keys"` that no query sees,
-            the outer `"product"` of such a mask with itself, or samples `"packed"` at different places.
+            the outer `"product"` of such a mask with itself, `"segments"` that see themselves only, of which the last
+            token's is the sample and the others padding, or samples `"packed"` at different places.
         parallel_split (`str`, *optional*, defaults to `"unknown"`): how context parallelism cuts a sequence that has
             other tokens: the whole `"sequence"` at once, or its `"streams"`, text and visual tokens, each on its own.
+        keys_alone (`str`, *optional*): where the keys of a call have tokens without queries, text or earlier frames:
+            `"before"` or `"after"` the tokens that have both.
         processor (`Callable`, *optional*): from the model's processor class to a subclass that runs in its place.
         tested (`tuple[str, ...]`, *optional*): what the tests run beside the plain class: variants whose sequences
             differ, and `"pipeline"`, a complete one.
@@ -50,6 +53,7 @@ class Adapter:
     attention_call: str = "processor_backend"
     mask: str = "keys"
     parallel_split: str = "unknown"
+    keys_alone: str | None = None
     processor: Callable[[type], type] | None = None
     branches: tuple[str, ...] = ()
     tested: tuple[str, ...] = ()
@@ -69,14 +73,15 @@ class Adapter:
 class Blocks:
     """An `Adapter.attention`, from lists of blocks and the attention modules of a block, names separated by spaces."""
 
-    def __init__(self, **attention: str) -> None:
+    def __init__(self, attention: dict[str, str] | None = None, /, **more: str) -> None:
+        attention = {**(attention or {}), **more}
         self.places = [(stack, name) for stack, names in attention.items() for name in names.split()]
 
     def __call__(self, model: nn.Module) -> list[str]:
         return [
             f"{stack}.{index}.{name}"
             for stack, name in self.places
-            for index, block in enumerate(getattr(model, stack))
+            for index, block in enumerate(model.get_submodule(stack))
             if _has(block, name)
         ]
 
@@ -111,8 +116,12 @@ def adapter_named(model: str) -> Adapter:
 
 def find_adapter(module: object) -> Adapter | None:
     """The adapter of a transformer, or None."""
-    classes = type(unwrap_module(module)).__mro__
-    return next((_ADAPTERS[cls.__name__] for cls in classes if cls.__name__ in _ADAPTERS), None)
+    return find_adapter_of(type(unwrap_module(module)))
+
+
+def find_adapter_of(cls: type) -> Adapter | None:
+    """The adapter of a class of transformers, or None."""
+    return next((_ADAPTERS[each.__name__] for each in cls.__mro__ if each.__name__ in _ADAPTERS), None)
 
 
 def adapter_for(module: object) -> Adapter:

@@ -16,6 +16,12 @@ def _flux2_grid(model: nn.Module, inputs: dict) -> Grid:
     return position_grid(model, inputs)
 
 
+def _flux3_grid(model: nn.Module, inputs: dict) -> Grid:
+    """Positions are scaled."""
+    height = len(inputs["img_ids"][..., 1].unique())
+    return 1, height, inputs["hidden_states"].shape[1] // height
+
+
 FLUX = register(
     Adapter(
         "FluxTransformer2DModel",
@@ -33,6 +39,16 @@ FLUX_2 = register(
         _flux2_grid,
         other_tokens=text_tokens,
         parallel_split="streams",
+        tested=("Edit",),
+    )
+)
+# the first blocks are of one kind of token each, those of the image and those of all tokens count
+FLUX_3 = register(
+    Adapter(
+        "Flux3Transformer2DModel",
+        Blocks({"mode_blocks.image": "attn", "single_transformer_blocks": "attn"}),
+        _flux3_grid,
+        other_tokens=text_tokens,
         tested=("Edit",),
     )
 )

@@ -60,7 +60,11 @@ def position_grid(model: nn.Module, inputs: dict) -> Grid:
     """From `img_ids` `(S, 3|4)`, the positions of the tokens: the grid of the image that the first token is in."""
     ids = inputs["img_ids"]
     ids = ids[0] if ids.ndim == 3 else ids
-    own = ids[ids[:, 0] == ids[0, 0]]
+    return grid_of_positions(ids[ids[:, 0] == ids[0, 0]])
+
+
+def grid_of_positions(own: Tensor) -> Grid:
+    """From the positions `(S, 3|4)` of the tokens of an image, of which the second and third are row and column."""
     low, high = torch.stack((own.amin(0), own.amax(0))).long().tolist()
     height, width = high[1] - low[1] + 1, high[2] - low[2] + 1
     if len(own) != height * width:

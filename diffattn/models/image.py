@@ -101,3 +101,6 @@ COGVIEW_3_PLUS = register(
 PIXART = register(
     Adapter("PixArtTransformer2DModel", Blocks(transformer_blocks="attn1"), image_grid, attention_call="torch")
 )
+DIT = register(Adapter("DiTTransformer2DModel", PIXART.attention, image_grid, attention_call="torch"))
+HUNYUAN_DIT = register(Adapter("HunyuanDiT2DModel", Blocks(blocks="attn1"), image_grid, attention_call="torch"))
+LUMINA_NEXT = register(Adapter("LuminaNextDiT2DModel", Blocks(layers="attn1"), image_grid, attention_call="torch"))
