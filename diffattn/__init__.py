@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .kernels.plan import Plan, TileList
     from .methods import (
         AutoConfig,
+        NablaConfig,
         NeighborhoodConfig,
         PyramidConfig,
         RadialConfig,
@@ -48,8 +49,8 @@ _MODULES = {
     "kernels.attend": ("attend",),
     "kernels.plan": ("Plan", "TileList"),
     "methods": (
-        *("AutoConfig", "NeighborhoodConfig", "PyramidConfig", "RadialConfig", "RectifiedConfig", "SolConfig"),
-        *("VMoBAConfig", "config"),
+        *("AutoConfig", "NablaConfig", "NeighborhoodConfig", "PyramidConfig", "RadialConfig", "RectifiedConfig"),
+        *("SolConfig", "VMoBAConfig", "config"),
     ),
     "schedule": ("Schedule",),
 }
