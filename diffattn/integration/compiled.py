@@ -16,6 +16,7 @@ from torch import Tensor
 from ..kernels.handles import object_of
 from ..kernels.opaque import opaque_operator
 from .attention_inputs import AttentionInputs
+from .block_masks import BlockLists
 from .decision import Sparse, decide_at
 from .execute import run_decision
 from .run_state import Location
@@ -70,3 +71,39 @@ def compiled_attention(
 ) -> Tensor:
     """query, key, value `(B, S, H, D)`, key mask `(B, S)`, handle of a processor, `location` as in [`RunState`]."""
     return _run(query, key, value, key_mask, processor, location, ranks, scale, count=True)
+
+
+def _run_blocks(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    counts: Tensor,
+    indices: Tensor,
+    block_q: int,
+    block_k: int,
+    processor: Tensor,
+    scale: float | None,
+    count: bool,
+) -> Tensor:
+    asking = object_of(processor)
+    plan = BlockLists(counts, indices, block_q, block_k).plan(query.shape[1])
+    decision = Sparse(plan, None, AttentionInputs(query, key, value, scale=scale))
+    if count:
+        asking.handler.note(asking.layer, decision)
+    return run_decision(decision, asking.handler.state, asking.handler.impl)
+
+
+@opaque_operator("diffattn::block_attention", fake=_shape, rerun=partial(_run_blocks, count=False))
+def compiled_block_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    counts: Tensor,
+    indices: Tensor,
+    block_q: int,
+    block_k: int,
+    processor: Tensor,
+    scale: float | None,
+) -> Tensor:
+    """query, key, value `(B, S, H, D)`, the fields of [`BlockLists`], handle of a processor."""
+    return _run_blocks(query, key, value, counts, indices, block_q, block_k, processor, scale, count=True)

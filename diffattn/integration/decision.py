@@ -13,7 +13,9 @@ from ..grid import TokenGrid
 from ..kernels.plan import Plan
 from ..models.adapter import Adapter
 from .attention_inputs import AttentionInputs
+from .block_masks import BlockLists, block_lists, is_block_mask
 from .layer import Layer
+from .native import NO_PATTERN
 from .plan_store import PlanRequest, PlanStore
 from .run_state import Location, RunState
 
@@ -24,12 +26,14 @@ FORCED = "forced"  # `Layer.why_dense` knows the reason; graphs must not ask for
 class Sparse:
     """Run `plan` on a sequence of `grid`, without the keys where `key_mask` `(B, S)` is False.
 
+    There is no grid where the plan is a pattern of the model itself.
+
     Some models have tokens that are keys alone. `inputs` have queries for these too, zeros; `queries` are the others,
     and `share` is their share of all.
     """
 
     plan: Plan
-    grid: TokenGrid
+    grid: TokenGrid | None
     inputs: AttentionInputs
     key_mask: Tensor | None = None
     queries: slice | None = None
@@ -56,7 +60,10 @@ def decide(
         inputs ([`AttentionInputs`]): of the whole sequence.
         ranks (`int`): of context parallelism.
     """
-    reason, key_mask = screen(state, layer, adapter, inputs)
+    found = screen_pattern(plans, state, layer, adapter, inputs)
+    if isinstance(found, BlockLists):
+        return Sparse(found.plan(inputs.query.shape[1]), None, inputs)
+    reason, key_mask = screen(state, layer, adapter, inputs) if found is None else (found, None)
     if reason == FORCED:
         return Dense(layer.why_dense(state.dense_step))
     if reason is not None:
@@ -64,7 +71,8 @@ def decide(
     ranks = ordered_ranks(adapter, ranks)
     if isinstance(ranks, str):
         return Dense(ranks)
-    return decide_at(plans, layer, adapter, inputs, key_mask, Location(state.grid, state.before, state.step), ranks)
+    location = Location(state.grid, state.before, state.step, state.tile)
+    return decide_at(plans, layer, adapter, inputs, key_mask, location, ranks)
 
 
 def decide_at(
@@ -83,7 +91,7 @@ def decide_at(
     """
     if not inputs.query.shape[0]:
         return Dense("an empty batch")
-    placement = plans.place(inputs.key.shape[1], location.grid, location.before, ranks)
+    placement = plans.place(inputs.key.shape[1], location.grid, location.before, ranks, location.tile)
     if isinstance(placement, str):
         return Dense(placement)
     inputs, queries = with_all_queries(inputs, adapter.keys_alone)
@@ -104,6 +112,21 @@ def with_all_queries(inputs: AttentionInputs, keys_alone: str | None) -> tuple[A
     return inputs._replace(query=query), slice(ahead, ahead + queries)
 
 
+def screen_pattern(
+    plans: PlanStore, state: RunState, layer: Layer, adapter: Adapter, inputs: AttentionInputs
+) -> BlockLists | str | None:
+    """The blocks that a pattern of the model itself keeps; why it is dense; or None where a method makes the plan."""
+    brought = is_block_mask(inputs.attn_mask)
+    if not plans.native and (not brought or adapter.replaceable_pattern):
+        return None
+    if layer.mode.dense:
+        return FORCED
+    reason = _unsuitable(inputs, state, adapter) or _intercepted()
+    if reason is not None or not brought:
+        return reason or NO_PATTERN
+    return block_lists(inputs.attn_mask, inputs.query.shape[1])
+
+
 def screen(
     state: RunState, layer: Layer, adapter: Adapter, inputs: AttentionInputs
 ) -> tuple[str | None, Tensor | None]:
@@ -118,7 +141,7 @@ def screen(
         reason = state.no_grid
     if reason is None:
         reason = _intercepted()
-    if reason is not None or inputs.attn_mask is None:
+    if reason is not None or inputs.attn_mask is None or is_block_mask(inputs.attn_mask):
         return reason, None
     return state.key_mask(inputs.attn_mask, inputs.key, adapter.mask)
 

@@ -58,7 +58,8 @@ class SparseAttentionHook(CacheContextListener):
         handler.begin_step(find_step(self.context, scheduler, timestep))
         try:
             grid = handler.fixed_grid or self.adapter.grid(module, inputs)
-            handler.begin_forward(grid, self.adapter.tokens_before_grid(module, inputs))
+            before, tile = self.adapter.tokens_before_grid(module, inputs), self.adapter.tile(module, inputs)
+            handler.begin_forward(grid, before, tile=tile)
         except NoGrid as error:
             handler.begin_forward(None, reason=str(error))
         handler.begin_pass(context_name(self.context), getattr(scheduler, "timesteps", None))

@@ -17,7 +17,8 @@ from .attention_inputs import AttentionInputs
 from .kept import Kept, bytes_of
 from .kept_plans import KeptPlans
 from .layer import Layer
-from .placement import Placement, in_grid_order, place, plan_for_queries, reorder_plan
+from .native import NativeConfig
+from .placement import ONE_TOKEN, Placement, in_grid_order, place, plan_for_queries, reorder_plan
 
 logger = logging.get_logger(__name__)
 
@@ -77,9 +78,21 @@ class PlanStore:
         self._places = Kept(64)
         self._verdicts = Kept(64)
 
-    def place(self, tokens: int, grid: tuple[int, int, int], before: int, ranks: int = 1) -> Placement | str:
+    @property
+    def native(self) -> bool:
+        """Whether the plans are the patterns that the model brings."""
+        return isinstance(self.config, NativeConfig)
+
+    def place(
+        self,
+        tokens: int,
+        grid: tuple[int, int, int],
+        before: int,
+        ranks: int = 1,
+        tile: tuple[int, int, int] = ONE_TOKEN,
+    ) -> Placement | str:
         """Where a sequence of so many tokens sits, or why it cannot be sparse; see [`placement.place`]."""
-        at = (grid, before, tokens, ranks)
+        at = (grid, before, tokens, ranks, tile)
         return self._places.get(at, lambda: place(*at))
 
     def plan_or_reason(self, request: PlanRequest) -> Plan | str:

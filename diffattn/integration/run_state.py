@@ -11,6 +11,7 @@ from torch import Tensor
 from ..kernels.plan import Plan
 from ..models.adapter import NO_OTHERS
 from .masks import as_key_mask
+from .placement import ONE_TOKEN
 
 NEVER_ENTERED = "the transformer was not entered through its forward"
 
@@ -22,22 +23,24 @@ class Location(NamedTuple):
         grid (`tuple[int, int, int]`): frames, height and width of the visual tokens.
         before (`int`): tokens of the sequence before the visual ones, see [`placement.place`].
         step (`tuple[int, int]`, *optional*): denoising step, from 0, and how many there are.
+        tile (`tuple[int, int, int]`): frames, height and width of the tiles that follow each other in the sequence.
     """
 
     grid: tuple[int, int, int]
     before: int
     step: tuple[int, int] | None = None
+    tile: tuple[int, int, int] = ONE_TOKEN
 
     def to_tensor(self) -> Tensor:
-        """`(6,)` int64 on the CPU: what graphs are given, so that they need no guard on numbers."""
+        """`(9,)` int64 on the CPU: what graphs are given, so that they need no guard on numbers."""
         with torch.inference_mode(False):  # graphs keep it for their backward
-            return torch.tensor([*self.grid, self.before, *(self.step or (-1, -1))], device="cpu")
+            return torch.tensor([*self.grid, self.before, *(self.step or (-1, -1)), *self.tile], device="cpu")
 
     @classmethod
     def from_tensor(cls, numbers: Tensor) -> Location:
         """The location that `to_tensor` wrote."""
-        *grid, before, step, steps = numbers.tolist()
-        return cls(tuple(grid), before, None if step < 0 else (step, steps))
+        *grid, before, step, steps, frames, height, width = numbers.tolist()
+        return cls(tuple(grid), before, None if step < 0 else (step, steps), (frames, height, width))
 
 
 class RunState(threading.local):
@@ -49,7 +52,8 @@ class RunState(threading.local):
         grid (`tuple[int, int, int]`, *optional*): frames, height and width of the visual tokens; None where `no_grid`
             says why there is none.
         before (`int`): tokens of the sequence before the visual ones, see [`placement.place`].
-        location (`torch.Tensor`, *optional*): grid, `before` and step as [`Location.to_tensor`] writes them.
+        tile (`tuple[int, int, int]`): frames, height and width of the tiles that follow each other in the sequence.
+        location (`torch.Tensor`, *optional*): grid, `before`, step and tile as [`Location.to_tensor`] writes them.
     """
 
     def __init__(self) -> None:
@@ -57,6 +61,7 @@ class RunState(threading.local):
         self.dense_step = False
         self.grid: tuple[int, int, int] | None = None
         self.before = NO_OTHERS
+        self.tile = ONE_TOKEN
         self.location: Tensor | None = None
         self.no_grid = NEVER_ENTERED
         self._key_mask: tuple[Tensor, tuple, tuple[str | None, Tensor | None]] | None = None

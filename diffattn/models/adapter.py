@@ -40,6 +40,10 @@ class Adapter:
             other tokens: the whole `"sequence"` at once, or its `"streams"`, text and visual tokens, each on its own.
         keys_alone (`str`, *optional*): where the keys of a call have tokens without queries, text or earlier frames:
             `"before"` or `"after"` the tokens that have both.
+        tile (`Callable`, *optional*): from the model and the inputs to frames, height and width of the tiles that
+            follow each other in the sequence; one token by default, which is raster order.
+        replaceable_pattern (`bool`, *optional*, defaults to `False`): whether the block masks of the model are a way
+            to save time, which methods may replace; others are always obeyed.
         processor (`Callable`, *optional*): from the model's processor class to a subclass that runs in its place.
         tested (`tuple[str, ...]`, *optional*): what the tests run beside the plain class: variants whose sequences
             differ, and `"pipeline"`, a complete one.
@@ -54,6 +58,8 @@ class Adapter:
     mask: str = "keys"
     parallel_split: str = "unknown"
     keys_alone: str | None = None
+    tile: Callable[[nn.Module, dict], tuple[int, int, int]] = lambda model, inputs: (1, 1, 1)
+    replaceable_pattern: bool = False
     processor: Callable[[type], type] | None = None
     branches: tuple[str, ...] = ()
     tested: tuple[str, ...] = ()

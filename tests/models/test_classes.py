@@ -11,6 +11,7 @@ from diffattn.models import supported_models
 
 from .builders import CASES
 from .masking import MaskedAttention
+from .native_builders import NATIVE
 from .own_block import OwnBlockConfig
 
 ALWAYS = Schedule(dense_start=0, dense_end=0, dense_layers=0)
@@ -46,7 +47,8 @@ def close(got, wanted, atol=1e-5):
 def test_every_supported_class_is_here():
     known = supported_models()
     assert Version(diffusers.__version__) < Version("0.39") or all(hasattr(diffusers, name) for name in known)
-    assert {case.model for case in CASES} == {name for name in known if hasattr(diffusers, name)}
+    tested = {case.model for case in (*CASES, *NATIVE)}
+    assert tested == {name for name in known if hasattr(diffusers, name)}
 
 
 def test_full_density_is_dense_attention(built):

@@ -15,6 +15,7 @@ from diffattn.models.table import END, START, methods_for, support_table, with_b
 from docs.tools import composition
 
 from .builders import CASES, case
+from .native_builders import NATIVE
 from .pipeline_builders import PIPELINES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,7 +76,7 @@ def test_every_transformer_that_diffusers_exports_is_supported_or_listed_with_th
 
 def test_it_says_what_is_tested():
     for name in supported_models():
-        labels = {made.label.lstrip("-") for made in CASES if made.model == name} - {""}
+        labels = {made.label.lstrip("-") for made in (*CASES, *NATIVE) if made.model == name} - {""}
         assert set(adapter_named(name).tested) == labels | ({"pipeline"} if name in IN_PIPELINES else set()), name
 
 
