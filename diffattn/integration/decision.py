@@ -71,7 +71,7 @@ def decide(
     ranks = ordered_ranks(adapter, ranks)
     if isinstance(ranks, str):
         return Dense(ranks)
-    location = Location(state.grid, state.before, state.step, state.tile)
+    location = Location(state.grid, state.before, state.step, state.tile, state.references)
     return decide_at(plans, layer, adapter, inputs, key_mask, location, ranks)
 
 
@@ -91,7 +91,8 @@ def decide_at(
     """
     if not inputs.query.shape[0]:
         return Dense("an empty batch")
-    placement = plans.place(inputs.key.shape[1], location.grid, location.before, ranks, location.tile)
+    where = (location.grid, location.before, ranks, location.tile, location.references)
+    placement = plans.place(inputs.key.shape[1], *where)
     if isinstance(placement, str):
         return Dense(placement)
     inputs, queries = with_all_queries(inputs, adapter.keys_alone)

@@ -41,6 +41,7 @@ class AttentionHandler:
         before: int = NO_OTHERS,
         reason: str = "",
         tile: tuple[int, int, int] = ONE_TOKEN,
+        references: tuple[tuple[int, int, int], ...] = (),
     ) -> None:
         """A transformer starts in this thread.
 
@@ -48,10 +49,13 @@ class AttentionHandler:
             grid (`tuple[int, int, int]`, *optional*): of its visual tokens; None where there is a `reason` why not.
             before (`int`): tokens before the visual ones.
             tile (`tuple[int, int, int]`): in which they follow each other.
+            references (`tuple`): sizes of the grids that follow.
         """
         state = self.state
-        state.grid, state.before, state.no_grid, state.tile = grid, before, reason, tile
-        state.location = None if grid is None else Location(grid, before, state.step, tile).to_tensor()
+        state.grid, state.before, state.no_grid = grid, before, reason
+        state.tile, state.references = tile, references
+        location = None if grid is None else Location(grid, before, state.step, tile, references)
+        state.location = location and location.to_tensor()
 
     def begin_pass(self, name: str | None, timesteps: Tensor | None) -> None:
         """The forward that starts is a pass of a run.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -56,15 +57,23 @@ class Placement:
 
 
 def place(
-    video: tuple[int, int, int], before: int, tokens: int, ranks: int = 1, tile: tuple[int, int, int] = ONE_TOKEN
+    video: tuple[int, int, int],
+    before: int,
+    tokens: int,
+    ranks: int = 1,
+    tile: tuple[int, int, int] = ONE_TOKEN,
+    references: tuple[tuple[int, int, int], ...] = (),
 ) -> Placement | str:
     """The placement of a sequence of `tokens` tokens, `before` of them before the grid, or why there is none.
 
     Other tokens than the visual ones are the grid's text: their rows and columns are dense. Where they sit on both
     sides, attention does not care for order: those ahead are taken as if they came last. `ranks` is above 1 where
-    text and visual tokens were cut into so many shares each, which follow each other rank by rank.
+    text and visual tokens were cut into so many shares each, which follow each other rank by rank. `references` are
+    grids that follow the first, in all layers but those of its tokens alone.
     """
-    others = tokens - video[0] * video[1] * video[2]
+    if tokens == math.prod(video):
+        references = ()
+    others = tokens - sum(math.prod(sizes) for sizes in (video, *references))
     if others < 0:
         return f"{tokens} tokens are fewer than the grid {video}"
     if not others:  # a layer of the visual tokens alone
@@ -75,7 +84,8 @@ def place(
     if ahead > others:
         return f"{ahead} tokens ahead of the grid were expected, {others} are not on it"
     first = ahead == others and ahead > 0
-    return Placement(TokenGrid(*video, text=others, text_first=first), 0 if first else ahead, ranks, tile)
+    grid = TokenGrid(*video, text=others, text_first=first, references=references)
+    return Placement(grid, 0 if first else ahead, ranks, tile)
 
 
 def in_grid_order(*tensors: Tensor, order: Tensor | None) -> tuple[Tensor, ...]:

@@ -90,9 +90,13 @@ class PlanStore:
         before: int,
         ranks: int = 1,
         tile: tuple[int, int, int] = ONE_TOKEN,
+        references: tuple[tuple[int, int, int], ...] = (),
     ) -> Placement | str:
         """Where a sequence of so many tokens sits, or why it cannot be sparse; see [`placement.place`]."""
-        at = (grid, before, tokens, ranks, tile)
+        if references and not self.config.plans_references:
+            self.say_once(f"{self.config.method} keeps every key of reference images: auto and others plan them too")
+            references = ()
+        at = (grid, before, tokens, ranks, tile, references)
         return self._places.get(at, lambda: place(*at))
 
     def plan_or_reason(self, request: PlanRequest) -> Plan | str:

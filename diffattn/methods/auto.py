@@ -58,6 +58,7 @@ class AutoConfig(AttentionConfig):
 
     method: ClassVar[str] = "auto"
     dynamic: ClassVar[bool] = True
+    plans_references: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

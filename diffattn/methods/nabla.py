@@ -14,7 +14,7 @@ from ..kernels.plan.plan import Plan
 from ..kernels.plan.tile_list import TileList
 from ..schedule import Schedule
 from ._check import check_shares, check_size, check_triple
-from ._order import block_size, coordinates, nested_rank, pack, visual_rows, with_text
+from ._order import block_size, coordinates, grid_numbers, nested_rank, pack, visual_rows, with_text
 from ._scores import match_heads, pooled
 from ._select import extend_text, largest
 
@@ -57,6 +57,7 @@ class NablaConfig(AttentionConfig):
 
     method: ClassVar[str] = "nabla"
     dynamic: ClassVar[bool] = True
+    plans_references: ClassVar[bool] = True
     published: ClassVar[dict] = PUBLISHED
 
     def __post_init__(self) -> None:
@@ -73,8 +74,7 @@ class NablaConfig(AttentionConfig):
         block = self.block or (64 if self.density is None else min(64, block_size(grid, 32)))
         at = coordinates(grid, query.device)
         tile = TILES[block]
-        rank = nested_rank(at, tile, tile)
-        video = pack(torch.zeros_like(rank), rank, block)
+        video = pack(grid_numbers(grid, query.device), nested_rank(at, tile, tile), block)
         order = with_text(video, grid, block)
         kept = self._kept(block_attention(query, key, order[: len(video)], block), at[video[::block]], tile)
         tiles = len(order) // block

@@ -42,6 +42,8 @@ class Adapter:
             `"before"` or `"after"` the tokens that have both.
         tile (`Callable`, *optional*): from the model and the inputs to frames, height and width of the tiles that
             follow each other in the sequence; one token by default, which is raster order.
+        references (`Callable`, *optional*): from the model and the inputs to the sizes of further grids that follow
+            the first in the sequence: reference images, layers. None by default.
         replaceable_pattern (`bool`, *optional*, defaults to `False`): whether the block masks of the model are a way
             to save time, which methods may replace; others are always obeyed.
         processor (`Callable`, *optional*): from the model's processor class to a subclass that runs in its place.
@@ -59,6 +61,7 @@ class Adapter:
     parallel_split: str = "unknown"
     keys_alone: str | None = None
     tile: Callable[[nn.Module, dict], tuple[int, int, int]] = lambda model, inputs: (1, 1, 1)
+    references: Callable[[nn.Module, dict], tuple[tuple[int, int, int], ...]] = lambda model, inputs: ()
     replaceable_pattern: bool = False
     processor: Callable[[type], type] | None = None
     branches: tuple[str, ...] = ()

@@ -36,6 +36,12 @@ def _gist_tokens(model: nn.Module, inputs: dict) -> int:
     return counts[0] if min(counts) == max(counts) else 0
 
 
+def _fibo_references(model: nn.Module, inputs: dict) -> tuple[Grid, ...]:
+    """Of the images to edit."""
+    patch = (model.config.patch_size,) * 2
+    return tuple((1, *in_patches(latents.shape[2:], patch)) for latents in inputs.get("context_latents") or ())
+
+
 def _joy_grid(model: nn.Module, inputs: dict) -> Grid:
     """Images to edit are further frames, `(B, N, C, F, H, W)`."""
     *_, frames, height, width = inputs["hidden_states"].shape
@@ -48,6 +54,12 @@ def _joy_plus_grid(model: nn.Module, inputs: dict) -> Grid:
     if inputs.get("shape_list") is None:
         raise NoGrid("shape_list, the sizes of the images in tokens, is not given")
     return same_size([tuple(images[0]) for images in inputs["shape_list"]])
+
+
+def _joy_plus_references(model: nn.Module, inputs: dict) -> tuple[Grid, ...]:
+    """The images to edit; none where samples differ, and are padded."""
+    samples = {tuple(map(tuple, images)) for images in inputs["shape_list"]}
+    return samples.pop()[1:] if len(samples) == 1 else ()
 
 
 KREA_2 = register(Adapter("Krea2Transformer2DModel", STREAM, _krea_grid, other_tokens=text_tokens))
@@ -72,6 +84,7 @@ BRIA_FIBO_2 = register(
         Blocks(layers="attention"),
         image_grid,
         other_tokens=_gist_tokens,
+        references=_fibo_references,
         tested=("Edit",),
     )
 )
@@ -85,5 +98,11 @@ JOY_IMAGE_EDIT = register(
     )
 )
 JOY_IMAGE_EDIT_PLUS = register(
-    Adapter("JoyImageEditPlusTransformer3DModel", Blocks(double_blocks="attn"), _joy_plus_grid, other_tokens="after")
+    Adapter(
+        "JoyImageEditPlusTransformer3DModel",
+        Blocks(double_blocks="attn"),
+        _joy_plus_grid,
+        other_tokens="after",
+        references=_joy_plus_references,
+    )
 )
