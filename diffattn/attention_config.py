@@ -87,7 +87,8 @@ class AttentionConfig:
         """
         if grid.references and not self.plans_references:
             raise ValueError(
-                f"{self.method!r} plans one grid: count the tokens of references {grid.references} as text, which is exact"
+                f"{self.method!r} plans one grid: count the tokens of references {grid.references} as text, which is "
+                "exact"
             )
         if self.dynamic and (query is None or key is None):
             raise ValueError(f"plans of {self.method!r} depend on query and key: give both")
