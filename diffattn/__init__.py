@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from .guidance import GuidanceConfig, HeadPerturbationGuidance, HeadSet, guide, unguide
     from .hunting import hunt
     from .integration.apply import apply_sparse_attention, disable, enable, remove_sparse_attention
+    from .integration.decoder import disable_decoder, enable_decoder
     from .kernels.attend import attend
     from .kernels.plan import Plan, TileList
     from .methods import (
         AutoConfig,
+        NablaConfig,
         NeighborhoodConfig,
         PyramidConfig,
         RadialConfig,
@@ -45,11 +47,12 @@ _MODULES = {
     "guidance": ("GuidanceConfig", "HeadPerturbationGuidance", "HeadSet", "guide", "unguide"),
     "hunting": ("hunt",),
     "integration.apply": ("apply_sparse_attention", "disable", "enable", "remove_sparse_attention"),
+    "integration.decoder": ("disable_decoder", "enable_decoder"),
     "kernels.attend": ("attend",),
     "kernels.plan": ("Plan", "TileList"),
     "methods": (
-        *("AutoConfig", "NeighborhoodConfig", "PyramidConfig", "RadialConfig", "RectifiedConfig", "SolConfig"),
-        *("VMoBAConfig", "config"),
+        *("AutoConfig", "NablaConfig", "NeighborhoodConfig", "PyramidConfig", "RadialConfig", "RectifiedConfig"),
+        *("SolConfig", "VMoBAConfig", "config"),
     ),
     "schedule": ("Schedule",),
 }

@@ -36,6 +36,7 @@ except ImportError:  # before diffusers 0.41 a context was its name and nothing 
 
 __all__ = [
     "DTYPE",
+    "AttentionBackendName",
     "CacheContextListener",
     "ContextParallelSplitHook",
     "block_outputs",

@@ -30,13 +30,15 @@ class AttentionConfig:
     """Base class of the method configurations: a frozen dataclass of JSON values that makes plans.
 
     A subclass sets the class variables `method` (its name in the registry), `dynamic` (whether its plans depend on
-    query and key), `wants_value` (whether they depend on the value too) and `published` (the settings of its paper),
-    and implements `_plan`.
+    query and key), `wants_value` (whether they depend on the value too), `plans_references` (whether it plans the
+    grids of `TokenGrid.references`, which are exact otherwise) and `published` (the settings of its paper), and
+    implements `_plan`.
     """
 
     method: ClassVar[str]
     dynamic: ClassVar[bool] = False
     wants_value: ClassVar[bool] = False
+    plans_references: ClassVar[bool] = False
     published: ClassVar[dict[str, tuple[dict, Schedule]]] = {}  # model name to options and schedule
 
     def __new__(cls, *args: Any, **kwargs: Any) -> AttentionConfig:
@@ -80,8 +82,14 @@ class AttentionConfig:
             device (`torch.device`, *optional*, defaults to `"cpu"`): device of the plan where no query is given.
 
         Raises:
-            ValueError: the method is dynamic, and query or key is missing.
+            ValueError: the method is dynamic, and query or key is missing; the grid has references, and the method
+                does not plan them.
         """
+        if grid.references and not self.plans_references:
+            raise ValueError(
+                f"{self.method!r} plans one grid: count the tokens of references {grid.references} as text, which is "
+                "exact"
+            )
         if self.dynamic and (query is None or key is None):
             raise ValueError(f"plans of {self.method!r} depend on query and key: give both")
         device = torch.device(device) if query is None else query.device

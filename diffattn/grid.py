@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -18,6 +19,8 @@ class TokenGrid:
         height, width (`int`): token rows and columns of a frame.
         text (`int`, *optional*, defaults to 0): text tokens of the same sequence.
         text_first (`bool`, *optional*, defaults to `False`): text before the video (CogVideoX, FLUX), not after it.
+        references (`tuple`, *optional*): frames, height and width of further grids that follow the video: reference
+            images, layers. Their tokens are visual ones, and no block holds tokens of two grids.
 
     Example:
 
@@ -31,12 +34,20 @@ class TokenGrid:
     width: int
     text: int = 0
     text_first: bool = False
+    references: tuple[tuple[int, int, int], ...] = ()
 
     def __post_init__(self) -> None:
         for name, least in (("frames", 1), ("height", 1), ("width", 1), ("text", 0)):
             size = getattr(self, name)
             if isinstance(size, bool) or not isinstance(size, int) or size < least:
                 raise ValueError(f"TokenGrid {name} must be an integer of at least {least}, got {size!r}")
+        for sizes in self.references:
+            TokenGrid(*sizes)
+
+    @property
+    def grids(self) -> tuple[tuple[int, int, int], ...]:
+        """The grid itself and its references, in the order of the sequence."""
+        return (self.frames, self.height, self.width), *self.references
 
     @property
     def frame_tokens(self) -> int:
@@ -45,8 +56,8 @@ class TokenGrid:
 
     @property
     def video_tokens(self) -> int:
-        """Tokens of all frames."""
-        return self.frames * self.frame_tokens
+        """Visual tokens: of all frames, and of the references."""
+        return self.frames * self.frame_tokens + sum(math.prod(sizes) for sizes in self.references)
 
     @property
     def tokens(self) -> int:
@@ -65,4 +76,5 @@ class TokenGrid:
 
     def __str__(self) -> str:
         text = f" + {self.text} text tokens {'before' if self.text_first else 'after'}" if self.text else ""
-        return f"{self.frames}x{self.height}x{self.width}{text}"
+        grids = " and ".join("x".join(map(str, sizes)) for sizes in self.grids)
+        return f"{grids}{text}"

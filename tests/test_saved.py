@@ -113,7 +113,7 @@ def test_the_file_is_readable(tmp_path):
     RadialConfig(density=0.25).save_pretrained(tmp_path, schedule=Schedule())
     values = json.loads((tmp_path / SETTINGS_FILE).read_text())
     assert values["method"] == "radial" and values["density"] == 0.25
-    assert values["schedule"] == {"dense_start": 0.2, "dense_end": 0, "dense_layers": 1, "refresh": 1}
+    assert values["schedule"] == {"dense_start": 0.2, "dense_end": 0, "dense_layers": 0, "refresh": 1}
 
 
 def test_a_run_from_the_file_is_the_run_of_the_config(tmp_path):

@@ -12,10 +12,10 @@ from torch import Tensor
 from ..grid import TokenGrid
 from ..integration.apply import disable, find_transformers, install_processors
 from ..integration.attention_inputs import AttentionInputs, RunDense
-from ..integration.decision import screen
+from ..integration.decision import screen, with_all_queries
 from ..integration.handler import AttentionHandler
 from ..integration.hook import find_hook
-from ..integration.placement import Placement, place
+from ..integration.placement import Placement, in_grid_order, place
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,11 @@ class Recorder(AttentionHandler):
         step = None if state.step is None else state.step[0]
         if self.keep(layer.index, step):
             reason, key_mask = screen(state, layer, processor.adapter, inputs)
-            placement = reason or place(state.grid, state.before, inputs.query.shape[1])
+            placement = reason or place(state.grid, state.before, inputs.key.shape[1], tile=state.tile)
             if isinstance(placement, Placement):
-                tensors = [*inputs[:3]] + ([] if key_mask is None else [key_mask])
-                tensors = (x.detach().roll(-placement.shift, 1).cpu() for x in tensors)
+                inputs_of_all, _ = with_all_queries(inputs, processor.adapter.keys_alone)
+                tensors = [*inputs_of_all[:3]] + ([] if key_mask is None else [key_mask])
+                tensors = (x.detach().cpu() for x in in_grid_order(*tensors, order=placement.order(tensors[0].device)))
                 self.calls.append(AttentionCall(layer.name, layer.index, step, placement.grid, *tensors))
         return run_dense(inputs)
 

@@ -64,7 +64,8 @@ class Skip:
 
     def _order(self, inputs: dict, output: Tree) -> Any:
         """Names of the inputs to return, in the order of the outputs."""
-        states = [name for name in STATES if isinstance(inputs.get(name), Tensor)] or self.names[:1]
+        names = STATES if STATES[0] in inputs else self.names  # of blocks with names of their own
+        states = [name for name in names if isinstance(inputs.get(name), Tensor)]
         if isinstance(output, Tensor):
             return states[0]
         known = block_outputs(type(self.block))

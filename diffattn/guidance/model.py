@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from torch import nn
@@ -28,7 +29,7 @@ class ModelMap:
 
     def block_of(self, layer: str) -> str:
         """The block that an attention module is in."""
-        return ".".join(layer.split(".")[:2])
+        return block_name(layer)
 
     def layers_of(self, block: str) -> list[str]:
         """The self-attention modules of a block."""
@@ -45,18 +46,23 @@ def map_model(transformer: nn.Module) -> ModelMap:
     """The map of a supported transformer."""
     adapter = adapter_for(transformer)
     names = adapter.attention(transformer)
-    blocks = list(dict.fromkeys(".".join(name.split(".")[:2]) for name in names))
+    blocks = list(dict.fromkeys(map(block_name, names)))
     beside = tuple(block for block in blocks if block.split(".")[0] in adapter.branches)
     layers = {name: _heads(transformer.get_submodule(name)) for name in names}
     main = tuple(block for block in blocks if block not in beside)
     return ModelMap(type(transformer).__name__, layers, main, beside)
 
 
+def block_name(layer: str) -> str:
+    """The name of the block that an attention module is in: up to the first number."""
+    return re.match(r".*?\.\d+", layer)[0]
+
+
 def _heads(attention: nn.Module) -> int:
-    heads = getattr(attention, "heads", None)
-    return attention.num_heads if heads is None else heads
+    names = ("heads", "num_heads", "num_attention_heads")
+    return next(getattr(attention, name) for name in names if hasattr(attention, name))
 
 
 def _span(names: list[str]) -> str:
-    stacks = dict.fromkeys((name.split(".")[0], ".".join(name.split(".")[2:])) for name in names)
-    return ", ".join(f"{stack}.*.{attention}" for stack, attention in stacks)
+    stacks = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name, count=1) for name in names)
+    return ", ".join(stacks)

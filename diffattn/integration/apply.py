@@ -19,6 +19,7 @@ from .dropped_weights import describe_dropped_weights
 from .handler import AttentionHandler
 from .hook import SparseAttentionHook, find_hook
 from .layer import Layer
+from .native import EVERY_CALL, NativeConfig
 from .parallel import check_parallel
 from .processors import SparseProcessorMixin, set_processor, sparse_processor
 from .session import SparseSession
@@ -40,9 +41,10 @@ def enable(
     Args:
         pipe (`DiffusionPipeline` or `ModelMixin`): what to change, in place.
         config (`str`, `os.PathLike` or [`AttentionConfig`], *optional*, defaults to `"auto"`): a method, by name or
-            configured; or the folder or Hub repository where `config.save_pretrained` left one.
+            configured; the folder or Hub repository where `config.save_pretrained` left one; or `"native"`, the
+            sparse pattern that the model was trained with and brings itself.
         schedule ([`Schedule`], *optional*): dense steps and layers, if not given those saved with the configuration,
-            or the defaults of [`Schedule`].
+            none with `"native"`, or the defaults of [`Schedule`].
         impl (`str`, *optional*, defaults to `"auto"`): kernel implementation, see [`~kernels.attend.attend`].
         grid (`tuple[int, int, int]`, *optional*): frames, height and width of the visual tokens, where the inputs of
             the transformer do not tell (LTX with `video_coords`); found in each forward if not given.
@@ -64,7 +66,7 @@ def enable(
     if not isinstance(schedule, (Schedule, type(None))):
         raise TypeError(f"schedule must be a diffattn.Schedule, got {type(schedule).__name__}")
     config, saved = _resolve(config)
-    schedule = schedule or saved or Schedule()
+    schedule = schedule or saved or (EVERY_CALL if isinstance(config, NativeConfig) else Schedule())
     check_impl(impl)
     if grid is not None:
         grid = _check_grid(grid)
@@ -147,6 +149,8 @@ def _resolve(config: str | os.PathLike | AttentionConfig) -> tuple[AttentionConf
     """The configuration, and the schedule that was saved with it."""
     if isinstance(config, AttentionConfig):
         return config, None
+    if config == NativeConfig.method:
+        return NativeConfig(), None
     if isinstance(config, os.PathLike) or (isinstance(config, str) and _is_place(config)):
         return load_settings(config)
     if isinstance(config, str):

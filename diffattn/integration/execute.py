@@ -8,6 +8,14 @@ from torch import Tensor
 from ..kernels.attend import attend
 from ..kernels.plan import Plan
 from .attention_inputs import AttentionInputs
+from .decision import Sparse
+from .run_state import RunState
+
+
+def run_decision(decision: Sparse, state: RunState, impl: str) -> Tensor:
+    """The sparse attention that was decided on, for the queries of the model."""
+    out = run_plan(state.masked(decision.plan, decision.key_mask), decision.inputs, impl)
+    return out if decision.queries is None else out[:, decision.queries].contiguous()
 
 
 def run_plan(plan: Plan, inputs: AttentionInputs, impl: str) -> Tensor:

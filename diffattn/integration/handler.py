@@ -9,6 +9,7 @@ from torch import Tensor
 from ..models.adapter import NO_OTHERS
 from .attention_inputs import AttentionInputs, RunDense
 from .layer import Layer
+from .placement import ONE_TOKEN
 from .progress import PresentScheduler
 from .run_state import Location, RunState
 
@@ -34,16 +35,27 @@ class AttentionHandler:
         """A forward of this thread belongs to step `(step, steps)`, None where nobody knows it."""
         self.state.step = step
 
-    def begin_forward(self, grid: tuple[int, int, int] | None, before: int = NO_OTHERS, reason: str = "") -> None:
+    def begin_forward(
+        self,
+        grid: tuple[int, int, int] | None,
+        before: int = NO_OTHERS,
+        reason: str = "",
+        tile: tuple[int, int, int] = ONE_TOKEN,
+        references: tuple[tuple[int, int, int], ...] = (),
+    ) -> None:
         """A transformer starts in this thread.
 
         Args:
             grid (`tuple[int, int, int]`, *optional*): of its visual tokens; None where there is a `reason` why not.
             before (`int`): tokens before the visual ones.
+            tile (`tuple[int, int, int]`): in which they follow each other.
+            references (`tuple`): sizes of the grids that follow.
         """
         state = self.state
         state.grid, state.before, state.no_grid = grid, before, reason
-        state.location = None if grid is None else Location(grid, before, state.step).to_tensor()
+        state.tile, state.references = tile, references
+        location = None if grid is None else Location(grid, before, state.step, tile, references)
+        state.location = location and location.to_tensor()
 
     def begin_pass(self, name: str | None, timesteps: Tensor | None) -> None:
         """The forward that starts is a pass of a run.

@@ -58,7 +58,10 @@ class SparseAttentionHook(CacheContextListener):
         handler.begin_step(find_step(self.context, scheduler, timestep))
         try:
             grid = handler.fixed_grid or self.adapter.grid(module, inputs)
-            handler.begin_forward(grid, self.adapter.tokens_before_grid(module, inputs))
+            adapter, seen = self.adapter, (module, inputs)
+            references = () if handler.fixed_grid else adapter.references(*seen)
+            before = adapter.tokens_before_grid(*seen)
+            handler.begin_forward(grid, before, tile=adapter.tile(*seen), references=references)
         except NoGrid as error:
             handler.begin_forward(None, reason=str(error))
         handler.begin_pass(context_name(self.context), getattr(scheduler, "timesteps", None))

@@ -61,9 +61,13 @@ class Layer:
         with _counting:
             self.dense_calls[reason] += 1
 
-    def count_sparse(self, plan: Plan, keep: bool) -> None:
-        """Note one sparse call, and the plan itself where it is to be kept."""
-        shares = plan.density_tensors()
+    def count_sparse(self, plan: Plan, share: float, keep: bool) -> None:
+        """Note one sparse call, and the plan itself where it is to be kept.
+
+        Of all products of queries and keys, dense attention would have computed `share`.
+        """
+        density, computed = plan.density_tensors()
+        shares = (density, computed / share)
         with _counting:
             self._unread.append(shares)
             if shares[0].device.type == "cpu" or len(self._unread) > UNREAD_CALLS:

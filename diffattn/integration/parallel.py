@@ -17,7 +17,14 @@ from .running import running
 
 
 def check_parallel(config: Any) -> None:
-    """Raise where a `ParallelConfig` leaves no rank with a whole sequence."""
+    """Raise where a `ParallelConfig` leaves no rank with a whole sequence, or with all heads of a layer."""
+    tensor = getattr(config, "tensor_parallel_config", None)
+    if tensor is not None:
+        raise NotImplementedError(
+            f"tensor parallelism (tp_degree={tensor.tp_degree}) gives each rank some heads of every layer under the "
+            "numbers of others, and has not been tried with plans and head sets: use "
+            f"ContextParallelConfig(ulysses_degree={tensor.tp_degree}), or diffattn.disable the model"
+        )
     context = getattr(config, "context_parallel_config", None)
     if context is not None and context.ring_degree > 1:
         raise NotImplementedError(

@@ -17,7 +17,8 @@ from .attention_inputs import AttentionInputs
 from .kept import Kept, bytes_of
 from .kept_plans import KeptPlans
 from .layer import Layer
-from .placement import Placement, in_grid_order, place, reorder_plan
+from .native import NativeConfig
+from .placement import ONE_TOKEN, Placement, in_grid_order, place, plan_for_queries, reorder_plan
 
 logger = logging.get_logger(__name__)
 
@@ -31,6 +32,7 @@ class PlanRequest(NamedTuple):
         inputs ([`AttentionInputs`]): of the whole sequence.
         step (`tuple[int, int]`, *optional*): denoising step, from 0, and how many there are.
         rerun (`bool`): whether a backward computes a call again, which is none of the calls of the run.
+        queries (`slice`, *optional*): those that the model asks for; the others are zeros.
     """
 
     placement: Placement
@@ -38,12 +40,25 @@ class PlanRequest(NamedTuple):
     inputs: AttentionInputs
     step: tuple[int, int] | None = None
     rerun: bool = False
+    queries: slice | None = None
 
     @property
     def shape(self) -> tuple:
         """What two calls have in common that may have one plan."""
         query, key = self.inputs[:2]
-        return self.placement, query.shape, key.shape, query.dtype, query.device
+        return *self.place, query.shape, key.shape, query.dtype
+
+    @property
+    def place(self) -> tuple:
+        """What two calls have in common that may have one static plan."""
+        queries = self.queries and (self.queries.start, self.queries.stop)
+        return self.placement, queries, self.inputs.query.device
+
+    @property
+    def share(self) -> float:
+        """How much of all products dense attention computes."""
+        tokens = self.inputs.key.shape[1]
+        return 1.0 if self.queries is None else (self.queries.stop - self.queries.start) / tokens
 
 
 class PlanStore:
@@ -63,9 +78,25 @@ class PlanStore:
         self._places = Kept(64)
         self._verdicts = Kept(64)
 
-    def place(self, tokens: int, grid: tuple[int, int, int], before: int, ranks: int = 1) -> Placement | str:
+    @property
+    def native(self) -> bool:
+        """Whether the plans are the patterns that the model brings."""
+        return isinstance(self.config, NativeConfig)
+
+    def place(
+        self,
+        tokens: int,
+        grid: tuple[int, int, int],
+        before: int,
+        ranks: int = 1,
+        tile: tuple[int, int, int] = ONE_TOKEN,
+        references: tuple[tuple[int, int, int], ...] = (),
+    ) -> Placement | str:
         """Where a sequence of so many tokens sits, or why it cannot be sparse; see [`placement.place`]."""
-        at = (grid, before, tokens, ranks)
+        if references and not self.config.plans_references:
+            self.say_once(f"{self.config.method} keeps every key of reference images: auto and others plan them too")
+            references = ()
+        at = (grid, before, tokens, ranks, tile, references)
         return self._places.get(at, lambda: place(*at))
 
     def plan_or_reason(self, request: PlanRequest) -> Plan | str:
@@ -78,17 +109,17 @@ class PlanStore:
         query = request.inputs.query
         if not self.config.dynamic or self._fixed_density:
             # plans of one placement compute the same share in every layer: the first of them decides for all
-            at = (request.placement, query.dtype, query.device)
+            at = (*request.place, query.dtype)
             made: list[Plan] = []
 
             def judge() -> str | None:
                 made.append(self.plan(request))
-                return _why_slower(made[0], query)
+                return _why_slower(made[0], query, request.share)
 
             reason = self._verdicts.get(at, judge)
             return reason or (made[0] if made else self.plan(request))
         plan = self.plan(request)
-        return _why_slower(plan, query) or plan
+        return _why_slower(plan, query, request.share) or plan
 
     def plan(self, request: PlanRequest) -> Plan:
         """The plan of a call, in the order of its sequence."""
@@ -105,9 +136,9 @@ class PlanStore:
         def make() -> Plan:
             plan = self.config.plan(placement.grid, layer=request.layer.index, device=device)
             self._warn_if_everything(plan, placement.grid)
-            return reorder_plan(plan, placement.order(device))
+            return plan_for_queries(reorder_plan(plan, placement.order(device)), request.queries)
 
-        return self.static.get((placement, device), make)
+        return self.static.get(request.place, make)
 
     def _dynamic_plan(self, request: PlanRequest) -> Plan:
         placement, (query, key, value) = request.placement, request.inputs[:3]
@@ -116,7 +147,7 @@ class PlanStore:
         step, steps = request.step or (None, None)
         names = dict(zip(("query", "key", "value"), tensors))
         plan = self.config.plan(placement.grid, **names, layer=request.layer.index, step=step, steps=steps)
-        return reorder_plan(plan, order)
+        return plan_for_queries(reorder_plan(plan, order), request.queries)
 
     def bytes_kept(self) -> int:
         """Memory of the plans that are kept, with what is derived from them."""
@@ -133,8 +164,8 @@ class PlanStore:
         self.say_once(f"{self.config.method} attention keeps every key on {grid}, nothing is saved{why}")
 
 
-def _why_slower(plan: Plan, query: Tensor) -> str | None:
-    cost = plan_cost(plan)
+def _why_slower(plan: Plan, query: Tensor, share: float) -> str | None:
+    cost = plan_cost(plan) / share
     if cost <= break_even(query.shape[1], query.dtype, query.device.type):
         return None
     return f"the plan costs {cost:.2f} of dense attention: dense is faster"

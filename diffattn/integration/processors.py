@@ -8,10 +8,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._compat import dispatch_attention_fn, register_backend, register_processor, with_dispatcher
+from .._compat import (
+    AttentionBackendName,
+    dispatch_attention_fn,
+    register_backend,
+    register_processor,
+    with_dispatcher,
+)
 from ..kernels.handles import handle_of
 from ..models.adapter import Adapter, adapter_named
 from .attention_inputs import AttentionInputs, RunDense
+from .block_masks import is_block_mask
 from .handler import AttentionHandler
 from .layer import Layer
 from .parallel import attend_whole_sequence, check_parallel
@@ -37,6 +44,8 @@ class InterceptedProcessorMixin:
     def attend_or_dispatch(self, inputs: AttentionInputs, ranks: int = 1) -> Tensor:
         """`attend`, where what stays dense is run by the backend that the model has."""
         backend = getattr(self.original, "_attention_backend", None)
+        if is_block_mask(inputs.attn_mask):  # no other backend knows what it is
+            backend = AttentionBackendName.FLEX
         return self.attend(inputs, lambda part: dispatch_attention_fn(**part._asdict(), backend=backend), ranks)
 
     @property

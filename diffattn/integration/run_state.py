@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from ..kernels.plan import Plan
 from ..models.adapter import NO_OTHERS
 from .masks import as_key_mask
+from .placement import ONE_TOKEN
 
 NEVER_ENTERED = "the transformer was not entered through its forward"
 
@@ -22,22 +24,27 @@ class Location(NamedTuple):
         grid (`tuple[int, int, int]`): frames, height and width of the visual tokens.
         before (`int`): tokens of the sequence before the visual ones, see [`placement.place`].
         step (`tuple[int, int]`, *optional*): denoising step, from 0, and how many there are.
+        tile (`tuple[int, int, int]`): frames, height and width of the tiles that follow each other in the sequence.
+        references (`tuple`): sizes of the grids that follow the first.
     """
 
     grid: tuple[int, int, int]
     before: int
     step: tuple[int, int] | None = None
+    tile: tuple[int, int, int] = ONE_TOKEN
+    references: tuple[tuple[int, int, int], ...] = ()
 
     def to_tensor(self) -> Tensor:
-        """`(6,)` int64 on the CPU: what graphs are given, so that they need no guard on numbers."""
+        """`(9 + 3 * references,)` int64 on the CPU: what graphs are given, so that they need no guard on numbers."""
+        numbers = [*self.grid, self.before, *(self.step or (-1, -1)), *self.tile, *chain(*self.references)]
         with torch.inference_mode(False):  # graphs keep it for their backward
-            return torch.tensor([*self.grid, self.before, *(self.step or (-1, -1))], device="cpu")
+            return torch.tensor(numbers, device="cpu")
 
     @classmethod
     def from_tensor(cls, numbers: Tensor) -> Location:
         """The location that `to_tensor` wrote."""
-        *grid, before, step, steps = numbers.tolist()
-        return cls(tuple(grid), before, None if step < 0 else (step, steps))
+        (*grid, before, step, steps), *sizes = numbers[:6].tolist(), *map(tuple, numbers[6:].view(-1, 3).tolist())
+        return cls(tuple(grid), before, None if step < 0 else (step, steps), sizes[0], tuple(sizes[1:]))
 
 
 class RunState(threading.local):
@@ -49,7 +56,9 @@ class RunState(threading.local):
         grid (`tuple[int, int, int]`, *optional*): frames, height and width of the visual tokens; None where `no_grid`
             says why there is none.
         before (`int`): tokens of the sequence before the visual ones, see [`placement.place`].
-        location (`torch.Tensor`, *optional*): grid, `before` and step as [`Location.to_tensor`] writes them.
+        tile (`tuple[int, int, int]`): frames, height and width of the tiles that follow each other in the sequence.
+        references (`tuple`): sizes of the grids that follow the first.
+        location (`torch.Tensor`, *optional*): grid, `before` and the rest as [`Location.to_tensor`] writes them.
     """
 
     def __init__(self) -> None:
@@ -57,6 +66,8 @@ class RunState(threading.local):
         self.dense_step = False
         self.grid: tuple[int, int, int] | None = None
         self.before = NO_OTHERS
+        self.tile = ONE_TOKEN
+        self.references: tuple[tuple[int, int, int], ...] = ()
         self.location: Tensor | None = None
         self.no_grid = NEVER_ENTERED
         self._key_mask: tuple[Tensor, tuple, tuple[str | None, Tensor | None]] | None = None

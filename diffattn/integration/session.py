@@ -12,9 +12,10 @@ from ..attention_config import AttentionConfig
 from ..grid import TokenGrid
 from ..schedule import Schedule
 from .attention_inputs import AttentionInputs, RunDense
-from .compiled import compiled_attention
-from .decision import Dense, Sparse, decide, ordered_ranks, screen
-from .execute import run_plan
+from .block_masks import BlockLists
+from .compiled import compiled_attention, compiled_block_attention
+from .decision import Dense, Sparse, decide, ordered_ranks, screen, screen_pattern
+from .execute import run_decision
 from .handler import AttentionHandler
 from .kept_plans import Forward
 from .layer import Layer
@@ -93,13 +94,16 @@ class SparseSession(AttentionHandler):
         self.note(layer, decision)
         if isinstance(decision, Dense):
             return run_dense(inputs)
-        plan = self.state.masked(decision.plan, decision.key_mask)
-        return run_plan(plan, inputs, self.impl)
+        return run_decision(decision, self.state, self.impl)
 
     def _attend_in_graph(self, processor: Any, inputs: AttentionInputs, run_dense: RunDense, ranks: int) -> Tensor:
         """The graph holds what [`screen`] decides; the rest of the decision is taken inside of the operator."""
-        reason, key_mask = screen(self.state, processor.layer, processor.adapter, inputs)
-        ranks = ordered_ranks(processor.adapter, ranks)
+        layer, adapter = processor.layer, processor.adapter
+        found = screen_pattern(self.plans, self.state, layer, adapter, inputs)
+        if isinstance(found, BlockLists):
+            return compiled_block_attention(*inputs[:3], *found, processor.handle, inputs.scale)
+        reason, key_mask = screen(self.state, layer, adapter, inputs) if found is None else (found, None)
+        ranks = ordered_ranks(adapter, ranks)
         if reason is not None or isinstance(ranks, str):
             return run_dense(inputs)
         location, scale = self.state.location, inputs.scale
@@ -110,8 +114,10 @@ class SparseSession(AttentionHandler):
         if isinstance(decision, Dense):
             layer.count_dense(decision.reason)
             return
-        self.grid = decision.grid
-        layer.count_sparse(decision.plan, self.keep_plans)
+        if decision.grid is None and not self.plans.native:
+            self.say_once(f"{layer.name} and others bring block masks, which run in place of {self.config.method}")
+        self.grid = decision.grid or self.grid
+        layer.count_sparse(decision.plan, decision.share, self.keep_plans)
 
     def say_once(self, message: str) -> None:
         """Log a warning, the same one only once from `enable` to `disable`."""

@@ -22,10 +22,20 @@ def block_size(grid: TokenGrid, blocks: int) -> int:
 
 
 def coordinates(grid: TokenGrid, device: torch.device | str = "cpu") -> Tensor:
-    """`(V, 3)` int64, frame, row and column of every video token."""
-    token = torch.arange(grid.video_tokens, device=device)
-    frame, place = token // grid.frame_tokens, token % grid.frame_tokens
-    return torch.stack((frame, place // grid.width, place % grid.width), -1)
+    """`(V, 3)` int64, frame, row and column of every visual token; the frames of references follow the others."""
+    parts, frames = [], 0
+    for sizes in grid.grids:
+        axes = [torch.arange(size, device=device) for size in sizes]
+        axes[0] = axes[0] + frames
+        parts.append(torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 2))
+        frames += sizes[0]
+    return torch.cat(parts)
+
+
+def grid_numbers(grid: TokenGrid, device: torch.device | str = "cpu") -> Tensor:
+    """`(V,)` int64, the number of the grid that each visual token is in, 0 where there are no references."""
+    sizes = torch.tensor([math.prod(sizes) for sizes in grid.grids], device=device)
+    return torch.arange(len(sizes), device=device).repeat_interleave(sizes, output_size=grid.video_tokens)
 
 
 def pack(segment: Tensor, rank: Tensor, block: int) -> Tensor:
@@ -63,11 +73,10 @@ def with_text(video: Tensor, grid: TokenGrid, block: int) -> Tensor:
 def block_order(grid: TokenGrid, name: str, block: int, device: torch.device | str = "cpu") -> tuple[Tensor, int]:
     """Rows `(R,)` in the order `"nested"`, `"hilbert"` or `"raster"`, and how many of them are video rows.
 
-    Video and text are filled up to whole blocks separately. The text comes last. The rows are made on the CPU and kept
-    on `device`: nobody may write to them.
+    Video, each reference and text are filled up to whole blocks separately. The text comes last. The rows are made on
+    the CPU and kept on `device`: nobody may write to them.
     """
-    rank = ORDERS[name](coordinates(grid))
-    video = pack(torch.zeros_like(rank), rank, block)
+    video = pack(grid_numbers(grid, "cpu"), ORDERS[name](coordinates(grid)), block)
     return with_text(video, grid, block).to(device), len(video)
 
 

@@ -59,6 +59,7 @@ class AutoConfig(AttentionConfig):
 
     method: ClassVar[str] = "auto"
     dynamic: ClassVar[bool] = True
+    plans_references: ClassVar[bool] = True
     wants_value: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

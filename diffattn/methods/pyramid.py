@@ -86,6 +86,7 @@ class PyramidConfig(AttentionConfig):
 
     method: ClassVar[str] = "pyramid"
     dynamic: ClassVar[bool] = True
+    plans_references: ClassVar[bool] = True
     published: ClassVar[dict] = PUBLISHED
 
     def __post_init__(self) -> None:

@@ -94,6 +94,7 @@ class RectifiedConfig(AttentionConfig):
 
     method: ClassVar[str] = "rectified"
     dynamic: ClassVar[bool] = True
+    plans_references: ClassVar[bool] = True
     published: ClassVar[dict] = PUBLISHED
 
     def __post_init__(self) -> None:
@@ -161,7 +162,10 @@ class RectifiedConfig(AttentionConfig):
         if self.first_frame:
             frame = grid.frame_tokens // block
             kept[:frame, :frame] = True
-        return kept | neighbor_blocks(grid, self.order, block) if self._as_published("neighbors", True) else kept
+        if self._as_published("neighbors", True):
+            near = neighbor_blocks(TokenGrid(grid.frames, grid.height, grid.width), self.order, block)
+            kept[: len(near), : len(near)] |= near  # blocks of references follow
+        return kept
 
 
 def pooled_shares(q: Tensor, k: Tensor, counts: Tensor, text_key: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,7 +198,7 @@ def good_blocks(q: Tensor, k: Tensor, dq: Tensor, dk: Tensor) -> Tensor:
 @plain_cpu()
 def neighbor_blocks(grid: TokenGrid, order: str, block: int) -> Tensor:
     """`(N, N)` bool: blocks of keys that hold a token of the block of queries or one of a token's 26 neighbours."""
-    rows, video = block_order(TokenGrid(grid.frames, grid.height, grid.width), order, block)
+    rows, video = block_order(grid, order, block)
     at = coordinates(grid)
     block_of = torch.empty(grid.video_tokens, dtype=torch.int64)
     block_of[rows[rows >= 0]] = (rows >= 0).nonzero()[:, 0] // block

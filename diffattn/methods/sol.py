@@ -77,6 +77,7 @@ class SolConfig(AttentionConfig):
 
     method: ClassVar[str] = "sol"
     dynamic: ClassVar[bool] = True
+    plans_references: ClassVar[bool] = True
     published: ClassVar[dict] = PUBLISHED
 
     def __post_init__(self) -> None:

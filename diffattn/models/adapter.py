@@ -34,9 +34,18 @@ class Adapter:
             by diffusers' dispatcher, with the backend of the processor or with the `"active_backend"` of the process,
             or by `"torch"`'s function, with `(B, H, S, D)`.
         mask (`str`, *optional*, defaults to `"keys"`): what a boolean mask means: `"keys"` that no query sees,
-            the outer `"product"` of such a mask with itself, or samples `"packed"` at different places.
+            the outer `"product"` of such a mask with itself, `"segments"` that see themselves only, of which the last
+            token's is the sample and the others padding, or samples `"packed"` at different places.
         parallel_split (`str`, *optional*, defaults to `"unknown"`): how context parallelism cuts a sequence that has
             other tokens: the whole `"sequence"` at once, or its `"streams"`, text and visual tokens, each on its own.
+        keys_alone (`str`, *optional*): where the keys of a call have tokens without queries, text or earlier frames:
+            `"before"` or `"after"` the tokens that have both.
+        tile (`Callable`, *optional*): from the model and the inputs to frames, height and width of the tiles that
+            follow each other in the sequence; one token by default, which is raster order.
+        references (`Callable`, *optional*): from the model and the inputs to the sizes of further grids that follow
+            the first in the sequence: reference images, layers. None by default.
+        replaceable_pattern (`bool`, *optional*, defaults to `False`): whether the block masks of the model are a way
+            to save time, which methods may replace; others are always obeyed.
         processor (`Callable`, *optional*): from the model's processor class to a subclass that runs in its place.
         tested (`tuple[str, ...]`, *optional*): what the tests run beside the plain class: variants whose sequences
             differ, and `"pipeline"`, a complete one.
@@ -50,6 +59,10 @@ class Adapter:
     attention_call: str = "processor_backend"
     mask: str = "keys"
     parallel_split: str = "unknown"
+    keys_alone: str | None = None
+    tile: Callable[[nn.Module, dict], tuple[int, int, int]] = lambda model, inputs: (1, 1, 1)
+    references: Callable[[nn.Module, dict], tuple[tuple[int, int, int], ...]] = lambda model, inputs: ()
+    replaceable_pattern: bool = False
     processor: Callable[[type], type] | None = None
     branches: tuple[str, ...] = ()
     tested: tuple[str, ...] = ()
@@ -69,14 +82,15 @@ class Adapter:
 class Blocks:
     """An `Adapter.attention`, from lists of blocks and the attention modules of a block, names separated by spaces."""
 
-    def __init__(self, **attention: str) -> None:
+    def __init__(self, attention: dict[str, str] | None = None, /, **more: str) -> None:
+        attention = {**(attention or {}), **more}
         self.places = [(stack, name) for stack, names in attention.items() for name in names.split()]
 
     def __call__(self, model: nn.Module) -> list[str]:
         return [
             f"{stack}.{index}.{name}"
             for stack, name in self.places
-            for index, block in enumerate(getattr(model, stack))
+            for index, block in enumerate(model.get_submodule(stack))
             if _has(block, name)
         ]
 
@@ -111,8 +125,12 @@ def adapter_named(model: str) -> Adapter:
 
 def find_adapter(module: object) -> Adapter | None:
     """The adapter of a transformer, or None."""
-    classes = type(unwrap_module(module)).__mro__
-    return next((_ADAPTERS[cls.__name__] for cls in classes if cls.__name__ in _ADAPTERS), None)
+    return find_adapter_of(type(unwrap_module(module)))
+
+
+def find_adapter_of(cls: type) -> Adapter | None:
+    """The adapter of a class of transformers, or None."""
+    return next((_ADAPTERS[each.__name__] for each in cls.__mro__ if each.__name__ in _ADAPTERS), None)
 
 
 def adapter_for(module: object) -> Adapter:

@@ -10,7 +10,7 @@ BATCHED = {
     *("AllegroPipeline", "AnyFlowPipeline", "AuraFlowPipeline", "BriaPipeline", "BriaFiboPipeline"),
     *("CogView3PlusPipeline", "ConsisIDPipeline", "CosmosTextToWorldPipeline", "HiDreamImagePipeline"),
     *("EasyAnimatePipeline", "EasyAnimateControlPipeline", "EasyAnimateInpaintPipeline"),
-    *("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
+    *("PixArtAlphaPipeline", "PixArtSigmaPipeline", "ErnieImagePipeline"),
 }
 # the conditional call, then the unconditional one, which no cache context names
 CALLS = {
@@ -20,7 +20,7 @@ CALLS = {
     *("FluxControlNetPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxKontextPipeline"),
     *("FluxKontextInpaintPipeline", "HunyuanSkyreelsImageToVideoPipeline", "HunyuanVideoImageToVideoPipeline"),
     *("HunyuanVideoFramepackPipeline", "Kandinsky5T2VPipeline", "Kandinsky5I2VPipeline", "Kandinsky5T2IPipeline"),
-    *("Kandinsky5I2IPipeline", "WanVideoToVideoPipeline"),
+    *("Kandinsky5I2IPipeline", "WanVideoToVideoPipeline", "Krea2Pipeline", "BriaFibo2Pipeline"),
 }
 # no classifier-free guidance
 DISTILLED = {
@@ -37,6 +37,7 @@ NOT_AFFINE = {
 }
 # the same, by the beginning of the names
 FAMILIES_NOT_AFFINE = {
+    "JoyImageEdit": _NORM,
     "QwenImage": _NORM,
     "ZImage": _NORM,
     "LTX2": _OWN,
@@ -47,5 +48,6 @@ FAMILIES_NOT_AFFINE = {
 HIDDEN_SCALE = ("PixArt",)  # do not expose g
 AMBIGUOUS_SCALE = ("Flux", "Hunyuan")  # `guidance_scale` may be an input of a distilled model
 CHANGING_SCALE = ("CogVideoX", "ConsisID")  # with use_dynamic_cfg
-SCALED_BY_ONE_MORE = ("Cosmos",)  # c + g (c - u)
-NOT_SLICED = ("HiDream",)  # text of all samples stacked by layer, so that a batch cannot be cut into samples
+SCALED_BY_ONE_MORE = ("Cosmos", "Krea2")  # c + g (c - u)
+# tokens or layers of text before samples, or an order that depends on all samples: a batch cannot be cut
+NOT_SLICED = ("HiDream", "ErnieImage", "BriaFibo2")

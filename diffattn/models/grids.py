@@ -60,7 +60,27 @@ def position_grid(model: nn.Module, inputs: dict) -> Grid:
     """From `img_ids` `(S, 3|4)`, the positions of the tokens: the grid of the image that the first token is in."""
     ids = inputs["img_ids"]
     ids = ids[0] if ids.ndim == 3 else ids
-    own = ids[ids[:, 0] == ids[0, 0]]
+    return grid_of_positions(ids[ids[:, 0] == ids[0, 0]])
+
+
+def position_references(model: nn.Module, inputs: dict) -> tuple[Grid, ...]:
+    """From `img_ids` too: the images after the first, where each of them fills a rectangle; else none."""
+    ids = inputs["img_ids"]
+    ids = ids[0] if ids.ndim == 3 else ids
+    return tuple(grids_of_images(ids, ids[:, 0])[1:])
+
+
+def grids_of_images(ids: Tensor, image: Tensor) -> list[Grid]:
+    """The grid of each image, from positions `(S, 3|4)` and the number of the image `(S,)`; of rectangles only."""
+    counts = image.unique_consecutive(return_counts=True)[1].tolist()
+    try:
+        return [grid_of_positions(part) for part in ids.split(counts)]
+    except NoGrid:
+        return []
+
+
+def grid_of_positions(own: Tensor) -> Grid:
+    """From the positions `(S, 3|4)` of the tokens of an image, of which the second and third are row and column."""
     low, high = torch.stack((own.amin(0), own.amax(0))).long().tolist()
     height, width = high[1] - low[1] + 1, high[2] - low[2] + 1
     if len(own) != height * width:

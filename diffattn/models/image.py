@@ -13,6 +13,12 @@ def _qwen_grid(model: nn.Module, inputs: dict) -> Grid:
     return same_size([tuple(images[0] if isinstance(images, list) else images) for images in inputs["img_shapes"]])
 
 
+def _qwen_references(model: nn.Module, inputs: dict) -> tuple[Grid, ...]:
+    """The other images: references to edit, layers; none where samples differ."""
+    samples = [tuple(map(tuple, images)) if isinstance(images, list) else (images,) for images in inputs["img_shapes"]]
+    return samples[0][1:] if len(set(samples)) == 1 else ()
+
+
 def _z_image_grid(model: nn.Module, inputs: dict) -> Grid:
     if isinstance(inputs["x"][0], list):
         raise NoGrid("several images in one sequence (omni mode)")
@@ -44,6 +50,7 @@ QWEN_IMAGE = register(
         Blocks(transformer_blocks="attn"),
         _qwen_grid,
         other_tokens=text_tokens,
+        references=_qwen_references,
         parallel_split="streams",
         tested=("pipeline",),
     )
@@ -101,3 +108,6 @@ COGVIEW_3_PLUS = register(
 PIXART = register(
     Adapter("PixArtTransformer2DModel", Blocks(transformer_blocks="attn1"), image_grid, attention_call="torch")
 )
+DIT = register(Adapter("DiTTransformer2DModel", PIXART.attention, image_grid, attention_call="torch"))
+HUNYUAN_DIT = register(Adapter("HunyuanDiT2DModel", Blocks(blocks="attn1"), image_grid, attention_call="torch"))
+LUMINA_NEXT = register(Adapter("LuminaNextDiT2DModel", Blocks(layers="attn1"), image_grid, attention_call="torch"))

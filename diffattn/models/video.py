@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
-
-from .adapter import Adapter, Blocks, NoGrid, register
-from .grids import Grid, channels_last_grid, frames_first_grid, stated_grid, video_grid
+from .adapter import Adapter, Blocks, register
+from .grids import frames_first_grid, stated_grid, video_grid
 
 ATTENTION = Blocks(transformer_blocks="attn1")
-
-
-def _kandinsky_grid(model: nn.Module, inputs: dict) -> Grid:
-    if (inputs.get("sparse_params") or {}).get("to_fractal"):
-        raise NoGrid("tokens in the fractal order of the model's own sparse attention")
-    return channels_last_grid(model, inputs)
 
 
 COGVIDEOX = register(
@@ -48,7 +40,4 @@ LTX = register(Adapter("LTXVideoTransformer3DModel", ATTENTION, stated_grid, tes
 LTX_2 = register(Adapter("LTX2VideoTransformer3DModel", ATTENTION, stated_grid))
 COSMOS = register(
     Adapter("CosmosTransformer3DModel", ATTENTION, video_grid, attention_call="active_backend", tested=("2.5",))
-)
-KANDINSKY_5 = register(
-    Adapter("Kandinsky5Transformer3DModel", Blocks(visual_transformer_blocks="self_attention"), _kandinsky_grid)
 )

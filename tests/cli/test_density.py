@@ -26,7 +26,19 @@ def run(*arguments):
 def test_the_schedule_is_seen_in_layers_and_steps(tmp_path):
     pytest.importorskip("matplotlib")
     path = tmp_path / "density.png"
-    result = run("--dense-start", "0.25", "--dense-end", "1", "--density", "0.3", "--json", "-o", str(path))
+    result = run(
+        "--dense-start",
+        "0.25",
+        "--dense-end",
+        "1",
+        "--dense-layers",
+        "1",
+        "--density",
+        "0.3",
+        "--json",
+        "-o",
+        str(path),
+    )
     rows = json.loads(result.stdout)["layers"]
     assert len(rows) == 6 and rows[0] == [1.0] * 4
     for row in rows[1:]:

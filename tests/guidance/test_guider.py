@@ -15,6 +15,7 @@ from diffattn import GuidanceConfig, HeadPerturbationGuidance
 from diffattn._compat import register_backend
 from diffattn.guidance import combine, guided, map_model, resolve_heads
 from diffattn.guidance.engine import Perturber
+from diffattn.models import adapter_named
 
 FAMILIES = ["SD3", "SD3-3.5", "Flux", "Wan", "HunyuanVideo", "CogVideoX", "LTXVideo"]
 HEADS = {(0, 1): 0.6, (1, 0): 1.0}
@@ -153,6 +154,10 @@ def test_heads_are_perturbed_in_every_supported_class(name):
     built = case(name)
     model = built.build()
     plain = built.run(model)
+    if adapter_named(built.model).keys_alone:
+        with pytest.raises(NotImplementedError, match="query and key sequences differ"), guided(model, [(1, 0)]):
+            built.run(model)
+        return
     with guided(model, [(1, 0)], scale=1.0):
         moved = built.run(model)
     assert (moved - plain).abs().max() > 1e-5 and torch.equal(built.run(model), plain)

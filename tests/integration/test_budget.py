@@ -17,7 +17,6 @@ from diffattn.integration.hook import find_hook
 ALWAYS = Schedule(dense_start=0, dense_end=0, dense_layers=0)
 DENSITY = 0.2
 HALF_A_TILE = 0.5 * 16 / 256  # of the keys of an image
-METHODS = ("auto", "pyramid", "rectified", "vmoba", "neighborhood")
 TEXT, SIDE = 7, 16
 
 
@@ -53,8 +52,10 @@ SEQUENCES = {
     "Kontext, 1 reference": lambda: flux(SIDE, 64, 1),
     "FLUX at 512 with 512 of text": lambda: flux(32, 512),
 }
-RUNS = [("Qwen-Image-Edit, 1 reference", method) for method in METHODS]
-RUNS += [(sequence, method) for sequence in list(SEQUENCES)[1:] for method in ("auto", "rectified")]
+WITH_REFERENCES, WITH_TEXT = list(SEQUENCES)[:3], "FLUX at 512 with 512 of text"
+RUNS = [(sequence, method) for sequence in WITH_REFERENCES for method in ("vmoba", "neighborhood")]
+RUNS += [(WITH_TEXT, method) for method in ("auto", "rectified")]
+PLANNED = [(sequence, method) for sequence in WITH_REFERENCES for method in ("auto", "pyramid", "rectified", "sol")]
 
 
 @pytest.fixture
@@ -125,3 +126,23 @@ def test_both_figures_are_said():
     assert f"density {density:.3f} ({computed:.3f} of all products) in 1 calls" in str(about)
     described = about.models[0].layers[0].plan.describe()
     assert f"density {density:.4f} " in described and f", {computed:.4f} of all products" in described
+
+
+@pytest.mark.parametrize("sequence, method", PLANNED)
+def test_references_are_planned_with_the_image_and_share_no_block_with_it(sequence, method, guarded):
+    name, inputs, tokens, image = SEQUENCES[sequence]()
+    model = enabled(name, method, "auto" if method in ("auto", "rectified") else "torch")
+    find_hook(model).handler.keep_plans = True
+    forward(model, inputs)
+    about = diffattn.summary(model)
+    layer = about.models[0].layers[-1]
+    assert layer.sparse_calls == 1 and not layer.dense_calls
+    # text alone is exact, and it may lie before the images, after them, or nowhere
+    visual = tokens - image.start
+    exact = 1 - visual**2 / tokens**2
+    assert about.computed == pytest.approx(exact + about.density * (1 - exact), abs=1e-4)
+    assert method == "sol" or abs(about.density - DENSITY) < HALF_A_TILE
+    kind = (torch.arange(tokens) - image.start) // SIDE**2
+    order = layer.plan.order
+    for rows in order[0, 0].view(-1, layer.plan.block_q):
+        assert len(kind[rows[rows >= 0].long()].clamp(min=-1).unique()) == 1

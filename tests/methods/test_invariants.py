@@ -13,6 +13,7 @@ import diffattn
 from diffattn import (
     AttentionConfig,
     AutoConfig,
+    NablaConfig,
     NeighborhoodConfig,
     PyramidConfig,
     RectifiedConfig,
@@ -33,6 +34,7 @@ DYNAMIC = [
     PyramidConfig(density=0.2, importance="sampled", order="hilbert"),
     RectifiedConfig(density=0.2),
     RectifiedConfig(keep=0.1, mass=0.3, gapr=False),
+    NablaConfig(threshold=0.8, window=(1, 1, 3)),
     SolConfig(density=0.3, block=32),
     SolConfig(rule="exact"),
     VMoBAConfig(density=0.2),
@@ -108,7 +110,7 @@ def test_same_inputs_same_plan(config):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("method", ["auto", "pyramid", "rectified", "sol", "vmoba", "neighborhood"])
+@pytest.mark.parametrize("method", ["auto", "nabla", "pyramid", "rectified", "sol", "vmoba", "neighborhood"])
 @pytest.mark.parametrize("grid", [TokenGrid(5, 9, 10), TEXT, TokenGrid(5, 9, 10, text=20)], ids=str)
 def test_density_one_is_dense(method, grid):
     query, key, value = structured_qkv(grid, heads=2, dim=16, batch=2)
@@ -154,7 +156,7 @@ def test_padded_text_changes_nothing(config):
     assert torch.equal(*outputs)
 
 
-@pytest.mark.parametrize("method", ["auto", "pyramid", "rectified", "sol", "vmoba", "neighborhood"])
+@pytest.mark.parametrize("method", ["auto", "nabla", "pyramid", "rectified", "sol", "vmoba", "neighborhood"])
 @pytest.mark.parametrize("density", [0.145, 0.25, 0.6])
 @pytest.mark.parametrize("grid", [TokenGrid(6, 12, 20), TokenGrid(9, 16, 16, text=20)], ids=str)
 def test_density_is_met(method, density, grid):

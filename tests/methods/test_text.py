@@ -32,8 +32,12 @@ def inputs(grid, alone):
     tensors = structured_qkv(grid, heads=1, dim=32)
     if alone:
         tensors = tuple(x[:, video_rows(grid)].contiguous() for x in tensors)
+    return tensors, explicit_attention(*tensors)
+
+
+def explicit_attention(*tensors):
     heads_first = (x.double().transpose(1, 2) for x in tensors)
-    return tensors, torch.nn.functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+    return torch.nn.functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)
 
 
 def plan_and_error(method, grid, alone):
@@ -76,3 +80,28 @@ def test_the_official_mask_of_radial_knows_its_visual_rows():
     visual = mask[: grid.video_tokens, : grid.video_tokens]
     assert plan.density == pytest.approx(float(visual.double().mean())) and plan.density < 1
     assert plan.computed == pytest.approx(float(mask.double().mean()))
+
+
+@pytest.mark.parametrize("method", sorted(name for name, kind in METHODS.items() if not kind.plans_references))
+def test_a_method_that_plans_one_grid_refuses_references(method):
+    with pytest.raises(ValueError, match=f"'{method}' plans one grid.*1, 4, 4"):
+        diffattn.config(method).plan(TokenGrid(1, 8, 8, references=((1, 4, 4),)))
+
+
+@pytest.mark.parametrize("method", sorted(name for name, kind in METHODS.items() if kind.plans_references))
+def test_a_reference_costs_the_image_nothing(method):
+    """Kontext at 1024 x 1024 with a reference, by half its edges: 64 x 64 tokens each, and 512 of text."""
+    grid = TokenGrid(2, 32, 32, text=128, text_first=True)
+    tensors, _ = inputs(grid, False)
+    edit = TokenGrid(1, 32, 32, text=128, text_first=True, references=((1, 32, 32),))
+    alone = TokenGrid(1, 32, 32, text=128, text_first=True)
+    image = slice(128, 128 + 1024)
+    errors = {}
+    for at in (edit, alone):
+        query, key, value = (x[:, : at.tokens] for x in tensors)
+        plan = diffattn.config(method, density=DENSITY).plan(at, query, key)
+        exact = explicit_attention(query, key, value)
+        out, exact = (x[:, image] for x in (attend(query, key, value, plan), exact))
+        errors[at] = float((out - exact).norm() / exact.norm())
+        assert plan.computed <= (0.3 if at is edit else 1) and abs(plan.density - DENSITY) <= 1 / 40
+    assert errors[edit] <= 1.5 * errors[alone]

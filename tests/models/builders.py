@@ -6,10 +6,11 @@ import diffusers
 
 from .cases import Case
 from .image_builders import IMAGES
+from .recent_builders import RECENT
 from .video_builders import VIDEOS
 
 # older releases, which tests/versions.sh runs, lack some of the classes
-CASES: list[Case] = [made for made in (*VIDEOS, *IMAGES) if hasattr(diffusers, made.model)]
+CASES: list[Case] = [made for made in (*VIDEOS, *IMAGES, *RECENT) if hasattr(diffusers, made.model)]
 
 
 def case(name: str) -> Case:

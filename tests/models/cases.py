@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import diffusers
 import torch
@@ -24,6 +24,8 @@ class Case:
         before (`int`): how many of them come before the grid; -1 for all.
         calls (`int`): attention calls of one layer in one forward.
         label (`str`): tells cases of one class apart.
+        dense (`dict`): reasons and numbers of calls of one layer in one forward that are dense whatever the plan.
+        read (`Callable`): the part of the output that pipelines read.
     """
 
     model: str
@@ -35,6 +37,8 @@ class Case:
     before: int = 0
     calls: int = 1
     label: str = ""
+    dense: dict = field(default_factory=dict)
+    read: Callable[[Tensor], Tensor] = lambda out: out
 
     def __str__(self) -> str:
         return self.model.replace("Transformer", "").replace("3DModel", "").replace("2DModel", "") + self.label
@@ -58,7 +62,7 @@ class Case:
         with torch.no_grad():
             out = model(**{**self.inputs(), "return_dict": False, **changes})
         out = out[0] if isinstance(out, tuple) else out
-        return torch.stack(list(out)) if isinstance(out, (list, tuple)) else out
+        return self.read(torch.stack(list(out)) if isinstance(out, (list, tuple)) else out)
 
 
 def normal(*shape: int) -> Tensor:

@@ -24,10 +24,16 @@ class MaskedAttention(TorchFunctionMode):
         return self._attend(func, *args, **kwargs)
 
     def _attend(self, func, query: Tensor, key: Tensor, value: Tensor, attn_mask=None, **options) -> Tensor:
-        tokens, others = query.shape[-2], query.shape[-2] - self.case.video
-        if key.shape[-2] == tokens and others in self.case.others:
+        tokens, others = key.shape[-2], key.shape[-2] - self.case.video
+        if (
+            query.shape[-2] in (tokens, self.case.video)
+            and others in self.case.others
+            and not options.get("is_causal")
+        ):
             self.calls += 1
             before = others if self.case.before < 0 else min(self.case.before, others)
             mask = own_block_mask(self.case.grid, before, tokens)
+            if query.shape[-2] < tokens:
+                mask = mask[before : before + self.case.video]
             attn_mask = mask if attn_mask is None else attn_mask & mask
         return func(query, key, value, attn_mask=attn_mask, **options)

@@ -11,6 +11,7 @@ from diffattn.models import supported_models
 
 from .builders import CASES
 from .masking import MaskedAttention
+from .native_builders import NATIVE
 from .own_block import OwnBlockConfig
 
 ALWAYS = Schedule(dense_start=0, dense_end=0, dense_layers=0)
@@ -46,14 +47,15 @@ def close(got, wanted, atol=1e-5):
 def test_every_supported_class_is_here():
     known = supported_models()
     assert Version(diffusers.__version__) < Version("0.39") or all(hasattr(diffusers, name) for name in known)
-    assert {case.model for case in CASES} == {name for name in known if hasattr(diffusers, name)}
+    tested = {case.model for case in (*CASES, *NATIVE)}
+    assert tested == {name for name in known if hasattr(diffusers, name)}
 
 
 def test_full_density_is_dense_attention(built):
     case, model, dense = built
     diffattn.enable(model, FULL, schedule=ALWAYS)
     close(case.run(model), dense)
-    assert all((layer.sparse_calls, layer.dense_calls) == (case.calls, {}) for layer in layers(model))
+    assert all((layer.sparse_calls, layer.dense_calls) == (case.calls, case.dense) for layer in layers(model))
 
 
 def test_a_plan_equals_its_mask_in_the_models_own_processors(built):
@@ -64,7 +66,7 @@ def test_a_plan_equals_its_mask_in_the_models_own_processors(built):
     diffattn.enable(model, OwnBlockConfig(), schedule=ALWAYS)
     close(case.run(model), wanted)
     assert masked.calls == sum(layer.sparse_calls for layer in layers(model)) == case.calls * len(layers(model))
-    assert all(layer.density < 0.999 and not layer.dense_calls for layer in layers(model))
+    assert all(layer.density < 0.999 and layer.dense_calls == case.dense for layer in layers(model))
 
 
 def test_only_self_attention_over_visual_tokens_is_touched(built):
@@ -93,4 +95,4 @@ def test_dense_layers_and_steps_are_the_dense_run(built):
     case, model, dense = built
     diffattn.enable(model, OwnBlockConfig(), schedule=Schedule(dense_start=0, dense_layers=1.0))
     close(case.run(model), dense, atol=1e-6)
-    assert all(layer.dense_calls == {"dense layer": case.calls} for layer in layers(model))
+    assert all(layer.dense_calls == {"dense layer": case.calls, **case.dense} for layer in layers(model))

@@ -6,6 +6,7 @@ import pickle
 from types import SimpleNamespace
 
 import accelerate
+import diffusers
 import pytest
 import torch
 from diffusers import (
@@ -385,6 +386,31 @@ def test_step_caches(built, cache, before):
     close(at.run(model), wanted)
     diffattn.disable(model)
     assert find_hook(model) is None
+
+
+@pytest.mark.parametrize(
+    "name, cache, options",
+    [
+        ("Wan", "MagCacheConfig", {"calibrate": True, "num_inference_steps": 4}),
+        ("NucleusMoEImage", "TextKVCacheConfig", {}),
+        ("Cosmos3Omni", "SeaCacheConfig", {}),
+    ],
+)
+def test_caches_of_newer_releases(name, cache, options):
+    if not hasattr(diffusers, cache):
+        pytest.skip(f"this release of diffusers has no {cache}")
+    at = case(name)
+    model = at.build()
+    wanted = sparse_run(at, model)
+    model.enable_cache(getattr(diffusers, cache)(**options))
+    for step in range(2):  # the second finds what the first left
+        with model.cache_context("cond", step_index=step, num_inference_steps=4):
+            found = at.run(model)
+        if step == 0 or cache == "TextKVCacheConfig":
+            close(found, wanted)
+    assert min(sparse_calls(model)) >= 1
+    model.disable_cache()
+    close(at.run(model), wanted)
 
 
 def test_a_copy_runs_its_own_weights_and_counts_its_own_calls(built):

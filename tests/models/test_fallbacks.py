@@ -132,23 +132,6 @@ def test_cached_keys_of_reference_images_stay_dense():
     assert dense_reasons(model) == {cached: 3, "query and key sequences differ": 6}
 
 
-def test_the_sparse_attention_of_kandinsky_itself_stays():
-    at = case("Kandinsky5")
-    model = at.build()
-    for block in model.visual_transformer_blocks:
-        block.self_attention.set_attention_backend("flex")
-    every = torch.ones(1, 1, 3, 3, dtype=torch.bool)
-    changes = {
-        "hidden_states": torch.randn(1, 3, 16, 16, 4),
-        "visual_rope_pos": [torch.arange(size) for size in (3, 8, 8)],
-        "sparse_params": {"to_fractal": True, "sta_mask": every, "P": 0.5},
-    }
-    dense = at.run(model, **changes)
-    diffattn.enable(model, OwnBlockConfig(), schedule=ALWAYS)
-    assert torch.equal(at.run(model, **changes), dense)
-    assert dense_reasons(model) == {"tokens in the fractal order of the model's own sparse attention": 2}
-
-
 def test_a_block_causal_mask_stays_dense():
     at = case("SkyReelsV2")
     model = at.build()

@@ -12,6 +12,7 @@ from diffusers import ContextParallelConfig
 
 import diffattn
 from diffattn.integration.decision import ordered_ranks
+from diffattn.integration.hook import find_hook
 from diffattn.models import adapter_named, supported_models
 
 from .builders import case
@@ -79,6 +80,18 @@ def test_ring_attention_is_refused(first):
     diffattn.enable(model, OwnBlockConfig())
     with pytest.raises(NotImplementedError, match="never shows a rank the whole sequence"):
         model.blocks[0].attn1.processor._parallel_config = config
+
+
+def test_tensor_parallelism_is_refused_by_name():
+    made = getattr(diffusers, "TensorParallelConfig", None)
+    if made is None:
+        pytest.skip("this release of diffusers has no tensor parallelism")
+    config = diffusers.ParallelConfig(tensor_parallel_config=made(tp_degree=2))
+    model = case("Wan").build()
+    model._parallel_config = config
+    with pytest.raises(NotImplementedError, match=r"tp_degree=2.*ulysses_degree=2"):
+        diffattn.enable(model, OwnBlockConfig())
+    assert find_hook(model) is None
 
 
 def test_the_order_of_shares_is_known_for_every_class_that_diffusers_can_share():

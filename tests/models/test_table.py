@@ -1,15 +1,21 @@
 import re
 from pathlib import Path
 
+import diffusers
 import pytest
+from diffusers.models import transformers
+from packaging.version import Version
 from typer.testing import CliRunner
 
 from diffattn.cli import app
 from diffattn.models import adapter_named, supported_models
+from diffattn.models.adapter import find_adapter_of
+from diffattn.models.not_supported import NOT_SUPPORTED
 from diffattn.models.table import END, START, methods_for, support_table, with_block, with_table
 from docs.tools import composition
 
 from .builders import CASES, case
+from .native_builders import NATIVE
 from .pipeline_builders import PIPELINES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,9 +63,20 @@ def test_a_row_for_every_class():
     assert [row.split("`")[1] for row in rows] == supported_models()
 
 
+def test_every_transformer_that_diffusers_exports_is_supported_or_listed_with_the_reason_why_not():
+    exported = {
+        name for name, made in vars(transformers).items() if isinstance(made, type) and hasattr(diffusers, name)
+    }
+    supported = {name for name in exported if find_adapter_of(getattr(diffusers, name)) is not None}
+    assert len(exported) > 50 and exported - supported - NOT_SUPPORTED.keys() == set()
+    assert not NOT_SUPPORTED.keys() & supported
+    if Version(diffusers.__version__) >= Version("0.42"):
+        assert NOT_SUPPORTED.keys() <= exported
+
+
 def test_it_says_what_is_tested():
     for name in supported_models():
-        labels = {made.label.lstrip("-") for made in CASES if made.model == name} - {""}
+        labels = {made.label.lstrip("-") for made in (*CASES, *NATIVE) if made.model == name} - {""}
         assert set(adapter_named(name).tested) == labels | ({"pipeline"} if name in IN_PIPELINES else set()), name
 
 
