@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .attention_config import AttentionConfig
     from .functional import make_plan, sparse_attention
     from .grid import TokenGrid
-    from .guidance import GuidanceConfig, HeadPerturbationGuidance, HeadSet, guide, unguide
+    from .guidance import GuidanceConfig, HeadPerturbationGuidance, HeadSet, NAGConfig, guide, unguide
     from .hunting import hunt
     from .integration.apply import apply_sparse_attention, disable, enable, remove_sparse_attention
     from .kernels.attend import attend
@@ -42,7 +42,7 @@ _MODULES = {
     "attention_config": ("AttentionConfig",),
     "functional": ("make_plan", "sparse_attention"),
     "grid": ("TokenGrid",),
-    "guidance": ("GuidanceConfig", "HeadPerturbationGuidance", "HeadSet", "guide", "unguide"),
+    "guidance": ("GuidanceConfig", "HeadPerturbationGuidance", "HeadSet", "NAGConfig", "guide", "unguide"),
     "hunting": ("hunt",),
     "integration.apply": ("apply_sparse_attention", "disable", "enable", "remove_sparse_attention"),
     "kernels.attend": ("attend",),
