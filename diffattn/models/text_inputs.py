@@ -60,7 +60,7 @@ _WAN = {"cross_attention": Blocks(blocks="attn2")}
 _MASKED = ("encoder_hidden_states", "encoder_attention_mask")
 _FLUX = {"text_first": True, "tokenizers": ("tokenizer_2", "tokenizer")}
 
-_ALL = (
+TEXTS = (
     TextInputs("WanTransformer3DModel", **_WAN),
     TextInputs("WanVACETransformer3DModel", cross_attention=Blocks(blocks="attn2", vace_blocks="attn2")),
     TextInputs("WanAnimateTransformer3DModel", **_WAN),
@@ -87,7 +87,7 @@ _ALL = (
     TextInputs("ZImageTransformer2DModel", ("cap_feats",), per_sample=("x", "cap_feats")),
     TextInputs("CogVideoXTransformer3DModel", text_first=True),
 )
-_BY_MODEL = {text.model: text for text in _ALL}
+_BY_MODEL = {text.model: text for text in TEXTS}
 
 
 def text_inputs_for(transformer: nn.Module) -> TextInputs:

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from diffattn.guidance.nag.formula import normalised_guidance
 
 from diffattn import NAGConfig
+from diffattn.guidance.nag.formula import normalised_guidance
 
 OPTIONS = {"scale": 5.0, "tau": 2.5, "alpha": 0.25}
 
