@@ -76,7 +76,8 @@ class PipelineCfg:
 
     def cond_samples(self, batch: int) -> slice:
         """The conditional half of a batch of both."""
-        return slice(batch // 2) if self.name.startswith(COND_FIRST) else slice(batch // 2, None)
+        half = batch // 2
+        return slice(0, half) if self.name.startswith(COND_FIRST) else slice(half, batch)
 
     def kind(self, context: Any, inputs: dict, step: int | None) -> str:
         """The kind of a call of the transformer: `"cond"`, `"uncond"`, or `"both"` for a batch [uncond; cond]."""
