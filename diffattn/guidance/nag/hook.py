@@ -104,6 +104,8 @@ class NAGHook(CacheContextListener):
         if kind == UNCOND or not self.config.is_on(step):
             yield None
             return
+        if getattr(transformer, "_parallel_config", None) is not None:
+            raise NotImplementedError("guidance by a negative prompt does not run under context parallelism")
         first = inputs["x"] if "x" in inputs else inputs["hidden_states"]
         samples = self.cfg.cond_samples(len(first)) if kind == BOTH else slice(0, len(first))
         made = JointTexts if self.enlarges_batch else CrossTexts
