@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .attention_config import AttentionConfig
     from .functional import make_plan, sparse_attention
     from .grid import TokenGrid
-    from .guidance import GuidanceConfig, HeadPerturbationGuidance, HeadSet, guide, unguide
+    from .guidance import GuidanceConfig, HeadPerturbationGuidance, HeadSet, NAGConfig, guide, unguide
     from .hunting import hunt
     from .integration.apply import apply_sparse_attention, disable, enable, remove_sparse_attention
     from .integration.decoder import disable_decoder, enable_decoder
@@ -44,7 +44,7 @@ _MODULES = {
     "attention_config": ("AttentionConfig",),
     "functional": ("make_plan", "sparse_attention"),
     "grid": ("TokenGrid",),
-    "guidance": ("GuidanceConfig", "HeadPerturbationGuidance", "HeadSet", "guide", "unguide"),
+    "guidance": ("GuidanceConfig", "HeadPerturbationGuidance", "HeadSet", "NAGConfig", "guide", "unguide"),
     "hunting": ("hunt",),
     "integration.apply": ("apply_sparse_attention", "disable", "enable", "remove_sparse_attention"),
     "integration.decoder": ("disable_decoder", "enable_decoder"),

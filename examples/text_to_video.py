@@ -52,6 +52,8 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     add("--dense-layers", type=json.loads, default=0, help="first layers that stay dense")
     add("--heads", help="guide by these heads: a preset of diffattn.guide, a head set file or a hub id")
     add("--heads-scale", type=float, help="how strongly; that of the head set if not given")
+    add("--nag", help="negative prompt by attention (NAG), for models that run without classifier-free guidance")
+    add("--nag-scale", type=float, help="how strongly; the default of the model if not given")
     add("--lora", help="hub id or file of a LoRA (needs diffattn[train])")
     add("--offload", choices=("none", "model", "group"), default="none", help="keep what does not run off the GPU")
     add("--vae-tiling", action="store_true", help="decode in tiles, which takes less memory")
@@ -111,6 +113,8 @@ def main() -> None:
         parser.error("give a prompt, or --prompts with a file of them")
     if args.method == "dense" and args.density is not None:
         parser.error(f"--method dense computes everything: leave --density {args.density} out")
+    if args.nag is None and args.nag_scale is not None:
+        parser.error("--nag-scale goes with --nag")
     state = PartialState(cpu=not torch.accelerator.is_available())
     if args.offload != "none" and state.device.type == "cpu":
         parser.error(f"--offload {args.offload} moves weights between a GPU and the CPU: there is no GPU")
@@ -126,6 +130,8 @@ def main() -> None:
             diffattn.enable(pipe, config, schedule=schedule)
         if args.heads:
             diffattn.guide(pipe, args.heads, scale=args.heads_scale)
+        if args.nag is not None:
+            diffattn.guide(pipe, diffattn.NAGConfig(negative=args.nag, scale=args.nag_scale))
         args.output.mkdir(parents=True, exist_ok=True)
     for part in (pipe.transformer, getattr(pipe, "transformer_2", None)) if args.compile else ():
         if part is not None:

@@ -1,4 +1,4 @@
-"""FLUX with guidance by perturbed attention heads, as one diffusers pipeline.
+"""FLUX with guidance by perturbed attention heads or a negative prompt, as one diffusers pipeline.
 
 ```python
 >>> pipe = DiffusionPipeline.from_pretrained(
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from diffusers import FluxPipeline
 
+from diffattn.guidance import NAGConfig
 from diffattn.guidance.scope import guidance_scope
 
 
@@ -20,12 +21,13 @@ class FluxGuidedPipeline(FluxPipeline):
     """`FluxPipeline` whose call takes guidance; afterwards the pipeline is as before.
 
     Args:
-        diffattn_config (`dict`, *optional*): the arguments of [`guide`] for this call, such as heads, layers and
-            scale; `{}` is the preset of the model, None changes nothing.
+        diffattn_config (`dict` or [`NAGConfig`], *optional*): the arguments of [`guide`] for this call, such as
+            heads, layers and scale; `{}` is the preset of the model. A [`NAGConfig`] is a negative prompt. None
+            changes nothing.
         args, kwargs: as `FluxPipeline` takes them.
     """
 
     @torch.no_grad()
-    def __call__(self, *args: Any, diffattn_config: dict | None = None, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, diffattn_config: dict | NAGConfig | None = None, **kwargs: Any) -> Any:
         with guidance_scope(self, diffattn_config):
             return super().__call__(*args, **kwargs)

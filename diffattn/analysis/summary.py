@@ -13,6 +13,8 @@ import torch
 
 from ..guidance.describe import describe_guidance, guidance_line
 from ..guidance.guidance_hook import find_guidance
+from ..guidance.nag.apply import describe_nag, nag_line
+from ..guidance.nag.hook import find_nag
 from ..integration.apply import find_transformers
 from ..integration.hook import find_hook
 from ..integration.layer import Layer
@@ -45,6 +47,7 @@ class Summary:
     session: SparseSession | None
     device: torch.device
     guidance: list[dict] = field(default_factory=list)
+    nag: list[dict] = field(default_factory=list)
 
     @property
     def density(self) -> float | None:
@@ -64,7 +67,7 @@ class Summary:
 
     def to_dict(self) -> dict:
         """JSON-ready values."""
-        guided = {"guidance": self.guidance} if self.guidance else {}
+        guided = {name: about for name in ("guidance", "nag") if (about := getattr(self, name))}
         if self.session is None:
             return {"enabled": False, **guided, "versions": versions()}
         dense = sum((layer.dense_calls for layer in self._layers()), Counter())
@@ -89,6 +92,7 @@ class Summary:
 
     def __str__(self) -> str:
         guided = [f"guidance  {guidance_line(about)}" for about in self.guidance]
+        guided += [f"guidance  {nag_line(about)}" for about in self.nag]
         if self.session is None:
             return "\n".join([*guided, f"diffattn is not enabled{', attention is dense' if guided else ''}"])
         values = self.to_dict()
@@ -132,7 +136,8 @@ def summary(pipe: Any) -> Summary:
             session = hook.handler
             models.append(ModelSummary(type(transformer).__name__, [ours.layer for _, ours in hook.processors]))
     guides = [describe_guidance(hook) for hook in map(find_guidance, transformers) if hook is not None]
-    return Summary(models, session, next(transformers[0].parameters()).device, guides)
+    nag = [describe_nag(hook) for hook in map(find_nag, transformers) if hook is not None]
+    return Summary(models, session, next(transformers[0].parameters()).device, guides, nag)
 
 
 def versions() -> dict[str, str]:

@@ -16,7 +16,18 @@ from ..analysis.load import TINY, check_frames, default_fps, device_and_dtype, l
 from ..analysis.summary import Summary, versions
 from ..analysis.summary import summary as make_summary
 from ..integration.apply import enable
-from .guidance_options import Heads, Preset, Scale, Strength, check_heads, guide_with
+from .guidance_options import (
+    Heads,
+    Nag,
+    NagScale,
+    Preset,
+    Scale,
+    Strength,
+    check_heads,
+    check_nag,
+    guide_away,
+    guide_with,
+)
 from .output import check_output, sidecar_path, write_video
 from .settings import Attention, attention, pipeline_options
 
@@ -42,6 +53,8 @@ def generate(
     guidance_preset: Preset = None,
     perturbation_scale: Scale = None,
     head_strength: Strength = None,
+    nag: Nag = None,
+    nag_scale: NagScale = None,
     seed: Annotated[int, typer.Option(help="Same seed, same video.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; cuda if there is one.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
@@ -54,11 +67,13 @@ def generate(
     options = pipeline_options(model, sizes, fps, guidance_scale)
     sparse = attention(method, density, dense_start, dense_end, dense_layers, impl)
     check_heads(heads, guidance_preset, perturbation_scale, head_strength)
+    check_nag(nag, nag_scale)
     device, dtype = device_and_dtype(device, dtype)
 
     pipe, load_seconds = _timed(lambda: load_pipeline(model, device, dtype))
     summary = _enable(pipe, sparse)
     guidance = guide_with(pipe, heads, guidance_preset, perturbation_scale, head_strength)
+    away = guide_away(pipe, nag, nag_scale)
     check_frames(pipe, options.get("num_frames"))
     generator = torch.Generator("cpu").manual_seed(seed)
     with user_errors(ValueError):
@@ -78,6 +93,7 @@ def generate(
         "dtype": dtype,
         "attention": summary().to_dict() if sparse else {"density": 1.0, "versions": versions()},
         "guidance": guidance,
+        "negative_guidance": away,
         "seconds": {"load": round(load_seconds, 3), "generate": round(seconds, 3)},
     }
     with user_errors(OSError):

@@ -1,4 +1,4 @@
-"""Options of guidance by attention heads."""
+"""Options of guidance by attention heads and by a negative prompt."""
 
 from __future__ import annotations
 
@@ -8,12 +8,31 @@ from typing import Annotated, Any
 import typer
 
 from ..analysis.errors import CommandError, user_errors
-from ..guidance import guide
+from ..guidance import NAGConfig, guide
 
 Heads = Annotated[list[str] | None, typer.Option(help="A head as layer:head, repeated; or a JSON file of `hunt`.")]
 Preset = Annotated[str | None, typer.Option(help="Guide by a preset, a JSON file or a Hub repository of heads.")]
 Scale = Annotated[float | None, typer.Option(help="w of the guidance by heads.")]
 Strength = Annotated[float | None, typer.Option(help="u of the heads, 0 to 1.")]
+Nag = Annotated[str | None, typer.Option(help="Negative prompt by attention (NAG), with --guidance-scale 1 too.")]
+NagScale = Annotated[float | None, typer.Option(help="s of --nag; the default of the model if not given.")]
+
+
+def guide_away(pipe: Any, negative: str | None, scale: float | None) -> dict | None:
+    """Guide a pipeline away from a negative prompt; returns the options for the sidecar, None without one."""
+    if negative is None:
+        return None
+    with user_errors(ValueError, TypeError):
+        guide(pipe, NAGConfig(negative=negative, scale=scale))
+    return {"nag": negative, "nag_scale": scale}
+
+
+def check_nag(negative: str | None, scale: float | None) -> None:
+    """Raise where the options contradict each other or are out of range, before anything is loaded."""
+    if negative is None and scale is not None:
+        raise CommandError("--nag-scale goes with --nag")
+    with user_errors(ValueError):
+        NAGConfig(negative=negative or "", scale=scale)
 
 
 def guide_with(

@@ -25,6 +25,8 @@ def controls(worker: Worker) -> dict[str, gr.components.Component]:
     made = _prompt() | _method() | _run(worker.limits.steps)
     with gr.Accordion("Guidance by heads", open=False, elem_id="guidance"):
         made |= _guidance(worker)
+    with gr.Accordion("Negative prompt", open=False):
+        made |= _negative()
     with gr.Accordion("Model and size", open=False):
         made |= _model(worker, made["heads"])
     return {field.name: made[field.name] for field in fields(Request)}
@@ -83,6 +85,16 @@ def _guidance(worker: Worker) -> dict:
             DEFAULT.head_strength, label="Strength", info="0 to 1", min_width=120, step=0.1, elem_id="head_strength"
         )
     return {"heads": heads, "head_scale": scale, "head_strength": strength}
+
+
+def _negative() -> dict:
+    nag = gr.Textbox(
+        DEFAULT.nag,
+        label="Away from",
+        info="Guides attention away from this text (NAG) in both videos, with Guidance 1 too. Empty is off",
+        elem_id="nag",
+    )
+    return {"nag": nag}
 
 
 def _model(worker: Worker, heads: gr.Dropdown) -> dict:

@@ -56,6 +56,8 @@ class Limits:
             raise ValueError("Type a prompt first.")
         if len(request.prompt) > self.prompt:
             raise ValueError(f"The prompt may have {self.prompt} characters, this one has {len(request.prompt)}.")
+        if not isinstance(request.nag, str) or len(request.nag) > self.prompt:
+            raise ValueError(f"The negative prompt must be a text of at most {self.prompt} characters.")
         for name in INTEGERS:
             request = replace(request, **{name: _integer(name, getattr(request, name))})
         for name in NUMBERS:

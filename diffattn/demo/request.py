@@ -29,6 +29,7 @@ class Request:
         heads (`tuple[str, ...]`): attention heads to guide both runs by, each as `"layer:head"`; none is off.
         head_scale (`float`): w of that guidance.
         head_strength (`float`): u, how far these heads are perturbed, 0 to 1.
+        nag (`str`): negative prompt by attention (NAG) of both runs; empty is off.
     """
 
     prompt: str
@@ -45,6 +46,7 @@ class Request:
     heads: tuple[str, ...] = ()
     head_scale: float = SCALE
     head_strength: float = 1.0
+    nag: str = ""
 
     @property
     def config(self) -> AttentionConfig:

@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,8 @@ from ..analysis.metrics import Comparison, compare_videos
 from ..analysis.pictures import draw_plan
 from ..analysis.trial import Trial, run_trial
 from ..attention_config import AttentionConfig
-from ..guidance import guided, map_model
+from ..guidance import NAGConfig, map_model
+from ..guidance.scope import guidance_scope
 from ..integration.apply import find_transformers
 from ..kernels.attend import choose_impl
 from .head_maps import draw_heads, head_names, model_in
@@ -210,10 +211,12 @@ def _run_jobs(jobs: queue.Queue) -> None:
         jobs.task_done()
 
 
-def _guidance(pipe: Any, request: Request) -> AbstractContextManager:
-    if not request.heads:
-        return nullcontext()
-    return guided(pipe, list(request.heads), scale=request.head_scale, strength=request.head_strength)
+@contextmanager
+def _guidance(pipe: Any, request: Request) -> Iterator[None]:
+    heads = {"heads": list(request.heads), "scale": request.head_scale, "strength": request.head_strength}
+    negative = NAGConfig(negative=request.nag) if request.nag.strip() else None
+    with guidance_scope(pipe, heads if request.heads else None), guidance_scope(pipe, negative):
+        yield
 
 
 def _pictures(pipe: Any, request: Request, trial: Trial, folder: Path) -> tuple[int | None, Path | None, Path | None]:

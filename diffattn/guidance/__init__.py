@@ -1,4 +1,4 @@
-"""Guidance by perturbed attention heads and skipped blocks."""
+"""Guidance by perturbed attention heads, by skipped blocks and by a negative prompt."""
 
 from .apply_guidance import guide, unguide
 from .formula import combine
@@ -8,6 +8,7 @@ from .guider import HeadPerturbationGuidance
 from .head_names import resolve_heads
 from .head_set import Head, HeadSet
 from .model import ModelMap, map_model
+from .nag import NAGConfig
 from .presets import preset_names
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "HeadPerturbationGuidance",
     "HeadSet",
     "ModelMap",
+    "NAGConfig",
     "combine",
     "guide",
     "guided",

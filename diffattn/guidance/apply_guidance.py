@@ -19,6 +19,9 @@ from .guidance_hook import GuidanceHook, find_guidance
 from .head_names import resolve_heads
 from .head_set import HeadSet
 from .model import map_model
+from .nag.apply import attach_nag
+from .nag.config import NAGConfig
+from .nag.hook import find_nag
 from .phases import make_phases
 from .presets import find_preset, preset_for
 
@@ -36,21 +39,25 @@ def guide(
     share_prefix: bool = True,
     **options: Any,
 ) -> None:
-    """Guide a pipeline away from the prediction that its transformer makes with some attention heads perturbed.
+    """Guide a pipeline away from what its transformer makes with perturbed attention heads, or of a negative prompt.
+
+    With a [`NAGConfig`] in place of heads: away from a negative prompt, without classifier-free guidance; no other
+    option but `cfg_scale` goes with it. Both kinds may be on at once, and each call replaces guidance of its kind.
+    The rest is about heads.
 
     Every prediction becomes `v_c + (g - 1)(v_c - v_u) + w (v_c - v_p)`. The scale g and the unconditional prediction
     `v_u` belong to the pipeline's classifier-free guidance, if there is any. The perturbed prediction `v_p` comes from
     an extra pass, which starts at the first perturbed block. Perturbing all heads of a layer is PAG or STG-A, skipping
-    blocks is SLG or STG-R. A second call replaces the first.
+    blocks is SLG or STG-R.
 
     Offload, step caches, layerwise casting and sparse attention may be turned on and off before or after. Several
     threads may run a guided transformer at the same time.
 
     Args:
         pipe (`DiffusionPipeline` or `ModelMixin`): what to guide: all transformers of a pipeline, or one transformer.
-        heads (*optional*): `(layer, head)` pairs, with the layer by number or qualified name; `{(layer, head):
-            strength}`; a [`HeadSet`]; the name of a preset, a JSON file or a repository of the Hub with one. Without
-            heads, layers and blocks: the preset of the model.
+        heads (*optional*): a [`NAGConfig`]; or `(layer, head)` pairs, with the layer by number or qualified name;
+            `{(layer, head): strength}`; a [`HeadSet`]; the name of a preset, a JSON file or a repository of the Hub
+            with one. Without heads, layers and blocks: the preset of the model.
         layers (`list`, *optional*): layers to perturb in all their heads, by number or qualified name.
         skip_blocks (`list`, *optional*): blocks to skip in the perturbed pass, by number or qualified name.
         strength (`float`, *optional*, defaults to 1.0): u, from 0 to 1: each head gives `O + u (target - O)`.
@@ -66,7 +73,8 @@ def guide(
     Raises:
         TypeError: `pipe` has no supported transformer, or an option that does not exist.
         ValueError: unknown heads, layers or presets, options out of range, a head set of another model, or a pipeline
-            whose classifier-free guidance is not of the form `u + g (c - u)`. Nothing is changed then.
+            whose classifier-free guidance is not of the form `u + g (c - u)`; a negative prompt that cannot be
+            embedded or cannot reach the transformer. Nothing is changed then.
 
     Example:
 
@@ -76,8 +84,13 @@ def guide(
     >>> diffattn.unguide(pipe)
     ```
     """
+    transformers = _guidable_transformers(pipe)
+    if isinstance(heads, NAGConfig):
+        _refuse_head_options(layers, skip_blocks, strength, local, *options.values())
+        attach_nag(pipe, transformers, heads, cfg_scale)
+        return
     hooks = []
-    for transformer in _guidable_transformers(pipe):
+    for transformer in transformers:
         found = _read_heads(transformer, heads, layers, skip_blocks)
         config = found.guidance.changed(**options)
         if options.get("scale") is not None and config.apply_to == "uncond":
@@ -89,21 +102,36 @@ def guide(
         cfg = PipelineCfg(None if isinstance(pipe, nn.Module) else pipe, cfg_scale)
         phases = make_phases(perturber.model, found)
         hooks.append(GuidanceHook(perturber, config, phases, cfg, PresentScheduler(pipe)))
-    unguide(pipe)
+    unguide_heads(pipe)
     for hook in hooks:
         hook.attach()
 
 
 def unguide(pipe: Any) -> None:
-    """Remove guidance. No effect on a pipeline that is not guided.
+    """Remove guidance, by heads and by a negative prompt. No effect on a pipeline that is not guided.
 
     Args:
         pipe (`DiffusionPipeline` or `ModelMixin`): that [`guide`] was called with.
     """
-    for transformer in find_transformers(pipe):
-        hook = find_guidance(transformer)
-        if hook is not None:
-            hook.detach()
+    unguide_heads(pipe)
+    unguide_text(pipe)
+
+
+def unguide_heads(pipe: Any) -> None:
+    """Remove guidance by heads."""
+    for hook in filter(None, map(find_guidance, find_transformers(pipe))):
+        hook.detach()
+
+
+def unguide_text(pipe: Any) -> None:
+    """Remove guidance by a negative prompt."""
+    for hook in filter(None, map(find_nag, find_transformers(pipe))):
+        hook.detach()
+
+
+def _refuse_head_options(*options: Any) -> None:
+    if any(option is not None for option in options):
+        raise TypeError("a NAGConfig goes without options of head guidance: set its own fields, or call guide twice")
 
 
 def _read_heads(transformer: nn.Module, heads: Any, layers: Any, skip_blocks: Any) -> HeadSet:

@@ -18,6 +18,7 @@ from ..models.classifier_free import (
     BATCHED,
     CALLS,
     CHANGING_SCALE,
+    COND_FIRST,
     DISTILLED,
     FAMILIES_NOT_AFFINE,
     HIDDEN_SCALE,
@@ -28,7 +29,11 @@ from ..models.classifier_free import (
 from .per_thread import PerThread
 
 COND, UNCOND, BOTH = "cond", "uncond", "both"
-NAMES = {"cond": COND, "uncond": UNCOND, "cond_uncond": BOTH}  # of cache contexts
+# of cache contexts, those of guiders, and those of passes with the prompt that LTX-2 perturbs itself
+NAMES = {
+    **{"cond": COND, "uncond": UNCOND, "cond_uncond": BOTH, "pred_cond": COND, "pred_uncond": UNCOND},
+    **dict.fromkeys(("pred_cond_skip", "uncond_stg", "uncond_modality"), COND),
+}
 
 
 class _Calls(PerThread):
@@ -46,26 +51,38 @@ class PipelineCfg:
         pipe (`DiffusionPipeline`, *optional*): of the transformer, held weakly. Without one, calls of the transformer
             are conditional unless their `cache_context` has another name.
         guidance_scale (`float`, *optional*): g where the pipeline does not reveal it.
+        affine (`bool`, *optional*, defaults to `True`): whether something is to be added to its predictions, so that
+            they must be combined as `u + g (c - u)`.
 
     Raises:
-        ValueError: a pipeline whose guidance is not of the form `u + g (c - u)`, or of which this is not known.
+        ValueError: a pipeline that combines them in another way, or of which it is not known how.
     """
 
-    def __init__(self, pipe: Any = None, guidance_scale: float | None = None) -> None:
+    def __init__(self, pipe: Any = None, guidance_scale: float | None = None, affine: bool = True) -> None:
         self.name = "" if pipe is None else _denoising_class(type(pipe)).__name__
         self.guidance_scale = guidance_scale
         self._pipe = (lambda: None) if pipe is None else weakref.ref(pipe)
         self._calls = _Calls()
-        self._refuse(pipe)
+        self._affine = affine
+        if pipe is not None:
+            if affine:
+                self._refuse_not_affine(pipe)
+            self._refuse_unknown(pipe)
 
     @property
     def slices(self) -> bool:
         """Whether a batch of the transformer can be cut into samples."""
         return not self.name.startswith(NOT_SLICED)
 
+    def cond_samples(self, batch: int) -> slice:
+        """The conditional half of a batch of both."""
+        half = batch // 2
+        return slice(0, half) if self.name.startswith(COND_FIRST) else slice(half, batch)
+
     def kind(self, context: Any, inputs: dict, step: int | None) -> str:
         """The kind of a call of the transformer: `"cond"`, `"uncond"`, or `"both"` for a batch [uncond; cond]."""
-        self._check_run()
+        if self._affine:
+            self._check_run()
         name = context_name(context)
         named = NAMES.get(name)
         if named is not None:
@@ -135,9 +152,7 @@ class PipelineCfg:
                 "it at 0 and give diffattn.guide(rescale=) instead"
             )
 
-    def _refuse(self, pipe: Any) -> None:
-        if pipe is None:
-            return
+    def _refuse_not_affine(self, pipe: Any) -> None:
         if getattr(pipe, "guider", None) is not None:
             raise ValueError(
                 f"{self.name} has a guider: give it diffattn.HeadPerturbationGuidance instead, "
@@ -151,6 +166,8 @@ class PipelineCfg:
                 f"diffattn.guide cannot serve {self.name}: {why}, so that nothing can be added from outside. Use "
                 "diffattn.HeadPerturbationGuidance with the modular pipeline of this family"
             )
+
+    def _refuse_unknown(self, pipe: Any) -> None:
         if self.name.startswith(HIDDEN_SCALE) and self.guidance_scale is None:
             raise ValueError(f"{self.name} does not tell its guidance_scale: give cfg_scale= as well, 1 for none")
         if not self._known(pipe):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from .part_of_run import check_choice, check_number, is_in_part
 from .targets import ROWS, TARGETS
 
 SCALE = 3.0
@@ -51,14 +51,14 @@ class GuidanceConfig:
     schedule_by: str = "step"
 
     def __post_init__(self) -> None:
-        _check_number("scale", self.scale)
-        _check_choice("target", self.target, TARGETS)
-        _check_choice("rows", self.rows, ROWS)
-        _check_choice("apply_to", self.apply_to, APPLY_TO)
-        _check_choice("schedule_by", self.schedule_by, ("step", "sigma"))
-        _check_number("rescale", self.rescale, 0, 1)
-        _check_number("start", self.start, 0, 1)
-        _check_number("stop", self.stop, self.start, 1)
+        check_number("scale", self.scale)
+        check_choice("target", self.target, TARGETS)
+        check_choice("rows", self.rows, ROWS)
+        check_choice("apply_to", self.apply_to, APPLY_TO)
+        check_choice("schedule_by", self.schedule_by, ("step", "sigma"))
+        check_number("rescale", self.rescale, 0, 1)
+        check_number("start", self.start, 0, 1)
+        check_number("stop", self.stop, self.start, 1)
         if self.rows == "image_block" and self.target != "identity":
             raise ValueError(f"rows='image_block' is a kind of target='identity', not of {self.target!r}")
         if self.apply_to == "uncond" and self.rescale:
@@ -67,14 +67,8 @@ class GuidanceConfig:
 
     def phase(self, step: int | None, steps: int | None, sigma: float | None = None) -> tuple[int, dict] | None:
         """`(number of the schedule's entry or -1, what it changes)`, or None where guidance is off in this step."""
-        if step is None:
-            if (self.start, self.stop) != (0, 1) or (self.schedule and self.schedule_by == "step"):
-                raise ValueError(
-                    f"the denoising step is not known here, but start={self.start}, stop={self.stop} or a schedule "
-                    "needs it: guide the whole pipeline, or call the transformer within "
-                    "`cache_context(name, step_index=, num_inference_steps=)`"
-                )
-        elif not int(self.start * steps) <= step < int(self.stop * steps):
+        by_step = bool(self.schedule) and self.schedule_by == "step"
+        if not is_in_part(self.start, self.stop, None if step is None else (step, steps), by_step):
             return None
         if not self.schedule:
             return -1, {}
@@ -145,14 +139,14 @@ def _check_schedule(schedule: Any, by: str) -> tuple | None:
         if not isinstance(entry, (tuple, list)) or len(entry) != 2:
             raise ValueError(f"a schedule's entries are (when, scale or options), got {entry!r}")
         when, changes = entry
-        _check_number("schedule", when, 0)
+        check_number("schedule", when, 0)
         changes = dict(changes) if isinstance(changes, dict) else {"scale": changes}
         unknown = sorted(set(changes) - set(PHASE))
         if unknown:
             raise ValueError(f"a schedule cannot change {', '.join(unknown)}, only {', '.join(PHASE)}")
         for name, low, high in (("scale", None, None), ("rescale", 0, 1)):
             if name in changes:
-                _check_number(name, changes[name], low, high)
+                check_number(name, changes[name], low, high)
         entries_read.append((when, changes))
     order = [when for when, _ in entries_read]
     if by == "step" and len({type(when) for when in order}) > 1:
@@ -160,15 +154,3 @@ def _check_schedule(schedule: Any, by: str) -> tuple | None:
     if order != sorted(set(order), reverse=by == "sigma"):
         raise ValueError(f"a schedule by {by} goes {'down' if by == 'sigma' else 'up'}, got {order}")
     return tuple(entries_read)
-
-
-def _check_number(name: str, value: Any, low: float | None = None, high: float | None = None) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or (low is not None and value < low) or (high is not None and value > high):
-        span = "" if low is None else f" of at least {low}" if high is None else f" from {low} to {high}"
-        raise ValueError(f"{name} must be a number{span}, got {value!r}")
-
-
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

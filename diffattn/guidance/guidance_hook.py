@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +19,12 @@ from .cfg import BOTH, COND, UNCOND, PipelineCfg
 from .engine import Perturber
 from .formula import combine, shift_of_batch, uncond_after
 from .guidance_config import GuidanceConfig
+from .nag.hook import NAGHook, find_nag
 from .outputs import predictions, with_predictions
 from .per_thread import PerThread
 from .phases import Phase
 from .prefix import Prefix
+from .selection import Selection
 
 logger = logging.get_logger(__name__)
 
@@ -36,10 +38,16 @@ class _Forward:
     """One forward of the transformer while it goes on."""
 
     kind: str
-    step: int | None
+    step: tuple[int, int] | None
     phase: Phase
+    inputs: dict[str, Any]
     prefix: Prefix | None = None
     within: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def at(self) -> int | None:
+        """The number of the step."""
+        return None if self.step is None else self.step[0]
 
 
 @dataclass
@@ -97,8 +105,9 @@ class GuidanceHook(CacheContextListener):
         transformer = self.perturber.transformer
         add_listener(transformer, self, NAME)
         self._handles = [
-            transformer.register_forward_pre_hook(self._before, with_kwargs=True),
-            transformer.register_forward_hook(self._after, with_kwargs=True, always_call=True),
+            # first of all: a negative prompt changes the inputs
+            transformer.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True),
+            transformer.register_forward_hook(self._after, always_call=True),
         ]
 
     def detach(self) -> None:
@@ -123,25 +132,25 @@ class GuidanceHook(CacheContextListener):
         phase = self._phase(step, context, scheduler)
         if phase is None:
             return
-        forward = self._run.forward = _Forward(kind, at, phase)
+        forward = self._run.forward = _Forward(kind, step, phase, inputs)
         if self.config.apply_to == "uncond":
             self._perturb_uncond(forward, inputs)
         elif kind != UNCOND:
             forward.prefix = forward.within.enter_context(self.perturber.recording(phase.selection))
 
-    def _after(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+    def _after(self, module: nn.Module, args: tuple, output: Any) -> Any:
         forward = self._end_forward()
         if forward is None or output is None or self.config.apply_to == "uncond":
             return None
         found = predictions(output)
         if forward.kind == UNCOND:
             return with_predictions(output, self._uncond(module, forward, found))
-        perturbed = self._perturbed(module, forward, args, kwargs, len(found[0]))
+        perturbed = self._perturbed(module, forward, len(found[0]))
         if forward.kind == BOTH:
             return with_predictions(output, self._both(module, forward, found, perturbed))
         phase = forward.phase
         guided = [combine(c, p, scale=phase.scale, rescale=phase.rescale) for c, p in zip(found, perturbed)]
-        self._run.cond = _CondPredictions(forward.step, phase, found, perturbed, guided)
+        self._run.cond = _CondPredictions(forward.at, phase, found, perturbed, guided)
         return with_predictions(output, guided)
 
     def _end_forward(self) -> _Forward | None:
@@ -171,28 +180,47 @@ class GuidanceHook(CacheContextListener):
             self._warned = True
             logger.warning("apply_to='uncond' does nothing here: the pipeline runs without classifier-free guidance")
 
-    def _perturbed(self, module: nn.Module, forward: _Forward, args: tuple, kwargs: dict, batch: int) -> list[Tensor]:
+    def _perturbed(self, module: nn.Module, forward: _Forward, batch: int) -> list[Tensor]:
         """The perturbed pass of the conditional samples."""
-        selection, prefix = forward.phase.selection, forward.prefix
-        half = batch // 2 if forward.kind == BOTH else 0
+        selection, prefix, inputs = forward.phase.selection, forward.prefix, forward.inputs
+        kind, nag = forward.kind, find_nag(module)
+        half = batch // 2 if kind == BOTH else 0
         if selection.samples not in (1, batch - half):
             raise ValueError(f"heads were chosen for {selection.samples} samples, {batch - half} are generated")
+        if half and nag is not None and nag.enlarges_batch:
+            prefix = None  # it holds samples with the negative prompt behind those of both halves
         if half and self.cfg.slices:
             own = slice(half, None)
-            (args, kwargs), prefix = take_samples((args, kwargs), batch, own), prefix.take(batch, own)
+            inputs, prefix, kind = take_samples(inputs, batch, own), prefix and prefix.take(batch, own), COND
         elif half:
             selection = selection.beside_others(half, first=False)
         with renamed_context(module, self.context, "_perturbed"):
-            with self.perturber.perturbing(selection, prefix):
-                found = predictions(module.forward(*args, **kwargs))
+            found = self._run_perturbed(module, nag, kind, inputs, forward.step, selection, prefix)
         with _counting:
             self.passes += 1
             self.cost += self.perturber.cost(selection, prefix)
         return found if not half or self.cfg.slices else [part[half:] for part in found]
 
+    def _run_perturbed(
+        self,
+        module: nn.Module,
+        nag: NAGHook | None,
+        kind: str,
+        inputs: dict,
+        step: tuple[int, int] | None,
+        selection: Selection,
+        prefix: Prefix | None,
+    ) -> list[Tensor]:
+        with nullcontext() if nag is None else nag.guided_inputs(kind, inputs, step) as texts:
+            if texts is not None:
+                self.perturber.begin((), inputs := texts.inputs)
+            with self.perturber.perturbing(selection, prefix):
+                output = module.forward(**inputs)
+        return predictions(output if texts is None else texts.trimmed(output))
+
     def _both(self, module: nn.Module, forward: _Forward, found: list, perturbed: list) -> list[Tensor]:
         """Predictions of a batch [uncond; cond] whose `u + g (c - u)` is the guided one."""
-        options, guided = self._formula_options(module, forward.phase, forward.step), []
+        options, guided = self._formula_options(module, forward.phase, forward.at), []
         for both, p in zip(found, perturbed):
             uncond, cond = both.chunk(2)
             shift = shift_of_batch(cond, p, uncond, **options)
@@ -202,9 +230,9 @@ class GuidanceHook(CacheContextListener):
     def _uncond(self, module: nn.Module, forward: _Forward, found: list[Tensor]) -> list[Tensor]:
         """The unconditional prediction that makes `u + g (c - u)` the guided one, c being returned already."""
         last, self._run.cond = self._run.cond, None
-        if last is None or last.step != forward.step:
+        if last is None or last.step != forward.at:
             raise RuntimeError("the unconditional call came before the conditional one of its step")
-        options = self._formula_options(module, last.phase, forward.step)
+        options = self._formula_options(module, last.phase, forward.at)
         parts = zip(last.returned, last.cond, last.perturbed, found)
         return [uncond_after(*tensors, **options) for tensors in parts]
 

@@ -14,13 +14,18 @@ from .per_thread import PerThread
 from .targets import LayerCall
 
 Act = Callable[[LayerCall], Tensor]
+Wrap = Callable[[LayerCall, Act], Tensor]
 
 
 class ThreadAct(PerThread):
-    """What this thread does with attention calls; nothing special where it is None."""
+    """What this thread does with attention calls; nothing special where it is None.
+
+    `act` runs a call, perturbed or recorded; `wrap` decides about the calls that are run, and about their outputs.
+    """
 
     def __init__(self) -> None:
         self.act: Act | None = None
+        self.wrap: Wrap | None = None
 
 
 class GuidedProcessorMixin(InterceptedProcessorMixin):
@@ -33,18 +38,20 @@ class GuidedProcessorMixin(InterceptedProcessorMixin):
     sparse: SparseProcessorMixin | None  # the same if it is a sparse one
 
     def attend(self, inputs: AttentionInputs, run_dense: RunDense, ranks: int = 1) -> Tensor:
-        act = self.of_thread.act
-        if act is None:
+        act, wrap = self.of_thread.act, self.of_thread.wrap
+        if act is None and wrap is None:
             return run_dense(inputs) if self.sparse is None else self.sparse.attend(inputs, run_dense, ranks)
         if ranks > 1:
-            raise NotImplementedError("guidance by perturbed heads does not run under context parallelism")
+            raise NotImplementedError("guidance in attention does not run under context parallelism")
 
         def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
             part = inputs._replace(query=query, key=key, value=value, attn_mask=mask)
             return run_dense(part) if self.sparse is None else self.sparse.attend(part, run_dense)
 
         query, key, value, mask = inputs[:4]
-        return act(LayerCall(query, key, value, mask, self.adapter.mask, inputs.scale, attention))
+        call = LayerCall(query, key, value, mask, self.adapter.mask, inputs.scale, attention)
+        act = act or LayerCall.run
+        return act(call) if wrap is None else wrap(call, act)
 
 
 def guided_processor(attention: nn.Module, adapter: Adapter) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..integration.apply import find_transformers
-from .apply_guidance import guide, unguide
+from .apply_guidance import guide, unguide_heads
 from .guidance_hook import GuidanceHook, find_guidance
 from .head_names import resolve_heads
 from .model import ModelMap
@@ -102,4 +102,4 @@ def guided(pipe: Any, heads: Any = (), **options: Any) -> Iterator[Guided]:
     try:
         yield Guided(pipe)
     finally:
-        unguide(pipe)
+        unguide_heads(pipe)

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..integration.processors import set_processor
 from ..models.adapter import Adapter
-from .guided_processor import Act, GuidedProcessorMixin, guided_processor
+from .guided_processor import Act, GuidedProcessorMixin, ThreadAct, Wrap, guided_processor
 from .per_thread import PerThread
 
 _replacing = threading.Lock()  # held while something is put in place or restored, not while it runs
@@ -69,17 +69,37 @@ def _restore(block: nn.Module, name: str, before: Any) -> None:
 @contextmanager
 def overridden_attention(attention: nn.Module, adapter: Adapter, act: Act) -> Iterator[None]:
     """Give the attention calls of an attention module to `act` in this thread."""
+    with _guided(attention, adapter) as of_thread:
+        outer, of_thread.act = of_thread.act, act
+        try:
+            yield
+        finally:
+            of_thread.act = outer
+
+
+@contextmanager
+def wrapped_attention(attention: nn.Module, adapter: Adapter, wrap: Wrap) -> Iterator[None]:
+    """Let `wrap(call, act)` run the attention calls of an attention module in this thread, perturbed or not."""
+    with _guided(attention, adapter) as of_thread:
+        outer, of_thread.wrap = of_thread.wrap, wrap
+        try:
+            yield
+        finally:
+            of_thread.wrap = outer
+
+
+@contextmanager
+def _guided(attention: nn.Module, adapter: Adapter) -> Iterator[ThreadAct]:
+    """A guided processor in place of the module's own."""
     with _replacing:
         processor = attention.processor
         if not isinstance(processor, GuidedProcessorMixin):
             processor = guided_processor(attention, adapter)
             set_processor(attention, processor)
         processor.users += 1
-    outer, processor.of_thread.act = processor.of_thread.act, act
     try:
-        yield
+        yield processor.of_thread
     finally:
-        processor.of_thread.act = outer
         with _replacing:
             processor.users -= 1
             if not processor.users and attention.processor is processor:

@@ -11,6 +11,7 @@ BATCHED = {
     *("CogView3PlusPipeline", "ConsisIDPipeline", "CosmosTextToWorldPipeline", "HiDreamImagePipeline"),
     *("EasyAnimatePipeline", "EasyAnimateControlPipeline", "EasyAnimateInpaintPipeline"),
     *("PixArtAlphaPipeline", "PixArtSigmaPipeline", "ErnieImagePipeline"),
+    *("ZImagePipeline", "ZImageImg2ImgPipeline"),
 }
 # the conditional call, then the unconditional one, which no cache context names
 CALLS = {
@@ -45,6 +46,7 @@ FAMILIES_NOT_AFFINE = {
     "PixArtSigmaPAG": _OWN,
 }
 # the rest are beginnings of names too
+COND_FIRST = ("ZImage",)  # of those in BATCHED: [cond; uncond]
 HIDDEN_SCALE = ("PixArt",)  # do not expose g
 AMBIGUOUS_SCALE = ("Flux", "Hunyuan")  # `guidance_scale` may be an input of a distilled model
 CHANGING_SCALE = ("CogVideoX", "ConsisID")  # with use_dynamic_cfg

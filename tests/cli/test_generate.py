@@ -54,6 +54,18 @@ def test_the_same_command_gives_the_same_bytes_and_json_on_demand(tmp_path, comm
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_a_negative_prompt_without_classifier_free_guidance(tmp_path, command):
+    videos = {}
+    for name, options in (("plain", []), ("nag", ["--nag", "red", "--nag-scale", "7"])):
+        out = tmp_path / f"{name}.mp4"
+        size = ["--steps", "1", "--frames", "5", "--height", "32", "--width", "32", "--guidance-scale", "1"]
+        code, _, err = command("generate", PROMPT, "--method", "dense", "-o", out, *size, *options)
+        assert code == 0, err
+        videos[name] = out.read_bytes()
+    assert videos["plain"] != videos["nag"]
+    assert json.loads(out.with_suffix(".json").read_text())["negative_guidance"] == {"nag": "red", "nag_scale": 7.0}
+
+
 def test_an_existing_file_is_kept_unless_forced(tmp_path, command):
     out = tmp_path / "clip.mp4"
     out.write_text("mine")
@@ -77,6 +89,8 @@ def test_an_existing_file_is_kept_unless_forced(tmp_path, command):
         (["--dense-start", "-1"], "dense_start must be a fraction"),
         (["--impl", "cuda"], "impl must be one of"),
         (["--dtype", "int8"], "dtype must be one of"),
+        (["--nag-scale", "3"], "--nag-scale goes with --nag"),
+        (["--nag", "red", "--nag-scale", "0.5"], "scale must be a number of at least 1, got 0.5"),
         (["--device", "abacus"], "abacus"),
         (["--model", "{tmp}"], "is no pipeline folder"),
     ],

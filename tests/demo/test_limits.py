@@ -25,6 +25,8 @@ def test_a_good_request_comes_back_with_whole_numbers():
         ({"prompt": "  "}, "Type a prompt first."),
         ({"prompt": None}, "Type a prompt first."),
         ({"prompt": "x" * 501}, "The prompt may have 500 characters, this one has 501."),
+        ({"nag": "x" * 501}, "The negative prompt must be a text of at most 500 characters."),
+        ({"nag": None}, "The negative prompt must be a text of at most 500 characters."),
         ({"steps": 0}, "Steps must be from 1 to 50, not 0."),
         ({"steps": 51}, "Steps must be from 1 to 50, not 51."),
         ({"steps": 2.5}, "Steps must be a whole number, not 2.5."),

@@ -142,3 +142,14 @@ def test_a_guided_pipeline_is_not_guided_twice():
     diffattn.unguide(guided)
     with pytest.raises(TypeError, match="haeds"):
         run_short(sd3)(guided, diffattn_config={"haeds": [(0, 1)]})
+
+
+def test_a_guided_pipeline_takes_a_negative_prompt_for_one_call():
+    cls = importlib.import_module("diffattn.pipelines.flux_guided").FluxGuidedPipeline
+    pipe, config = cls(**flux.build().components), diffattn.NAGConfig(negative_embeds=torch.ones(1, 7, 16))
+    plain, guided = run_short(flux)(pipe), run_short(flux)(pipe, diffattn_config=config)
+    assert not torch.equal(guided, plain) and torch.equal(run_short(flux)(pipe), plain)
+    diffattn.guide(pipe, config)
+    assert torch.equal(run_short(flux)(pipe), guided)
+    with pytest.raises(ValueError, match="guided already"):
+        run_short(flux)(pipe, diffattn_config=config)
