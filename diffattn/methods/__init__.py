@@ -2,6 +2,7 @@
 
 from ..attention_config import METHODS, config
 from .auto import AutoConfig
+from .calibrated import CalibratedConfig
 from .neighborhood import NeighborhoodConfig, WindowReport
 from .pyramid import PyramidConfig
 from .radial import RadialConfig
@@ -12,6 +13,7 @@ from .vmoba import VMoBAConfig
 __all__ = [
     "METHODS",
     "AutoConfig",
+    "CalibratedConfig",
     "NeighborhoodConfig",
     "PyramidConfig",
     "RadialConfig",
