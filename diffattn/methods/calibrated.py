@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -56,16 +57,16 @@ class CalibratedConfig(AttentionConfig):
         object.__setattr__(self, "densities", _as_tuples(self.densities))
         check_shares("ends", self.ends, len(self.densities), "parts")
         self._check_densities()
-        found, measured = _without_density(self.base.to_dict()), self.measured.get("method")
-        if measured is not None and _without_density(measured) != found:
+        for name in ("measured", "expected"):
+            object.__setattr__(self, name, json.loads(json.dumps(getattr(self, name))))
+        measured = self.measured.get("method")
+        if measured is not None and AttentionConfig.from_dict({**measured, "density": self.base.density}) != self.base:
             raise ValueError(f"these densities were measured with {measured}, they do not fit {self.base.to_dict()}")
 
     def _check_densities(self) -> None:
         shapes = {tuple(None if heads is None else len(heads) for heads in part) for part in self.densities}
         if len(shapes) != 1 or self.ends[-1] != 1:
-            raise ValueError(
-                f"every part needs densities of the same layers and heads, and the last ends at 1: {self}"
-            )
+            raise ValueError("every part needs densities of the same layers and heads, and the last part ends at 1")
         for heads in (heads for part in self.densities for heads in part if heads is not None):
             for density in heads:
                 if density is None:
@@ -150,7 +151,3 @@ def _take(tensor: Tensor, heads: list[int], total: int) -> Tensor:
 
 def _as_tuples(value: Any) -> Any:
     return tuple(map(_as_tuples, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _without_density(method: dict) -> dict:
-    return {name: value for name, value in method.items() if name != "density"}

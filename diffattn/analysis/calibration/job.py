@@ -42,10 +42,11 @@ class Job:
         settings: Settings | None, options: dict,
     ) -> None:  # fmt: skip
         self.pipe, self.density, self.error, self.options = pipe, density, error, options
-        self.base = config_by_name(config) if isinstance(config, str) else config
+        base = config_by_name(config) if isinstance(config, str) else config
         self.schedule, self.settings = schedule or Schedule(), settings or Settings()
         _check_target(density, error)
-        check_base(self.base)
+        check_base(base)
+        self.base = replace(base, density=density or TYPICAL)
         if taken := [name for name in UNSET if name in options]:
             raise ValueError(f"calibrate sets {', '.join(taken)} itself: give prompts= and seeds=")
         self.pairs = make_pairs(prompts, seeds)

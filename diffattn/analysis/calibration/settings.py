@@ -10,7 +10,7 @@ from itertools import pairwise
 from ...schedule import Schedule
 from .runs import Probe
 
-CANDIDATES = (0.06, 0.09, 0.13, 0.19, 0.28, 0.42, 0.62)
+CANDIDATES = (0.07, 0.1, 0.15, 0.22, 0.33, 0.5)
 PROBES = ("layer", "head")
 CHECKS = 2  # runs of each prompt in the end: as calibrated, and with one density for all
 
