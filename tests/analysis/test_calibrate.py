@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import wan
+from diffusers import FirstBlockCacheConfig
 
 import diffattn
 from diffattn import AutoConfig, PyramidConfig, Schedule, VMoBAConfig
@@ -161,6 +162,7 @@ def test_another_model_or_schedule_is_refused(calibrated):
         ({"error": 0.1}, "give one of density and error: got 0.25 and 0.1"),
         ({"density": None, "error": 2}, "error must be between 0 and 1, got 2"),
         ({"density": 1.5}, "density must be"),
+        ({"density": 0.05}, r"density 0.05 is below all candidates: \(0.1, 0.3\)"),
         ({"config": VMoBAConfig()}, "'vmoba' cannot be calibrated"),
         ({"latents": None}, "calibrate sets latents itself"),
         ({"schedule": Schedule(dense_start=STEPS)}, "every step or every layer is dense"),
@@ -175,6 +177,10 @@ def test_a_pipeline_that_is_sparse_already_is_refused():
     pipe = wan.text_to_video()
     diffattn.enable(pipe)
     with pytest.raises(ValueError, match=r"diffattn\.disable"):
+        calibrate(pipe)
+    diffattn.disable(pipe)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig())
+    with pytest.raises(ValueError, match=r"disable_cache\(\)"):
         calibrate(pipe)
 
 

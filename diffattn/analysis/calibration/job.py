@@ -29,7 +29,7 @@ from .work import Work
 logger = logging.get_logger(__name__)
 
 ROUNDS = 2  # of choosing densities for an error, the second one with what the first one measured
-TYPICAL = 0.2  # density of probes where an error is asked for
+TYPICAL = 0.15  # density of probes where an error is asked for
 UNSET = ("prompt", "generator", "return_dict", "output_type", "latents", "num_videos_per_prompt")
 
 
@@ -43,17 +43,20 @@ class Job:
     ) -> None:  # fmt: skip
         self.pipe, self.density, self.error, self.options = pipe, density, error, options
         base = config_by_name(config) if isinstance(config, str) else config
-        self.schedule, self.settings = schedule or Schedule(), settings or Settings()
         _check_target(density, error)
         check_base(base)
-        self.base = replace(base, density=density or TYPICAL)
+        target = TYPICAL if density is None else density
+        self.base, self.schedule = replace(base, density=target), schedule or Schedule()
+        self.settings = (settings or Settings()).around(target)
+        if target < self.settings.candidates[0]:
+            raise ValueError(f"density {target} is below all candidates: {self.settings.candidates}")
         if taken := [name for name in UNSET if name in options]:
             raise ValueError(f"calibrate sets {', '.join(taken)} itself: give prompts= and seeds=")
         self.pairs = make_pairs(prompts, seeds)
         self.model, layers, heads = _measure_model(pipe)
         steps = count_steps(pipe, options)
         self.layout = Layout.of(self.schedule, steps, layers, heads, self.settings.parts)
-        self.reference = nearest(TYPICAL if density is None else density, self.settings.candidates)
+        self.reference = nearest(target, self.settings.candidates)
 
     def estimate(self) -> Estimate:
         """The cost of it."""
@@ -157,6 +160,8 @@ def _measure_model(pipe: Any) -> tuple[str, int, int]:
         raise TypeError(f"calibrate needs a pipeline with a scheduler, got {type(pipe).__name__}")
     if any(find_hook(part) or find_guidance(part) for part in transformers):
         raise ValueError("calibrate starts from dense, unguided runs: diffattn.disable and diffattn.unguide first")
+    if any(getattr(part, "is_cache_enabled", False) for part in transformers):
+        raise ValueError("a step cache is on, which would hide errors: call disable_cache() of the transformer first")
     maps = [map_model(part) for part in transformers]
     found = {(each.model, *each.layers.values()) for each in maps}
     heads = set(maps[0].layers.values())

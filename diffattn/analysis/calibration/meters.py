@@ -91,11 +91,14 @@ class Survey(Meter):
     def attend(self, processor: Any, inputs: AttentionInputs, run_dense: RunDense, ranks: int = 1) -> Tensor:
         exact = run_dense(inputs)
         if self.step in self.at and not processor.layer.dense:
-            found = [self.sparse(plans, processor, inputs, ranks) for plans in self.plans]
-            errors = torch.stack([squared_error(out, exact) for out, _ in found])
+            errors, reached = [], []
+            for plans in self.plans:
+                out, density = self.sparse(plans, processor, inputs, ranks)
+                errors.append(squared_error(out, exact))
+                reached.append(density)
             key = self.step, processor.layer.index
-            self.errors[key] = self.errors.get(key, 0) + errors
-            self.reached[key] = torch.tensor([density for _, density in found], dtype=torch.float64)
+            self.errors[key] = self.errors.get(key, 0) + torch.stack(errors)
+            self.reached[key] = torch.tensor(reached, dtype=torch.float64)
         return exact
 
 

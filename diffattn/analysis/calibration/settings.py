@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from ...schedule import Schedule
 from .runs import Probe
 
-CANDIDATES = (0.07, 0.1, 0.15, 0.22, 0.33, 0.5)
+CANDIDATES = (0.07, 0.1, 0.15, 0.22, 0.33, 0.5)  # for a mean of the third; for another one in proportion
+MOST = 0.95  # candidates above it are as good as dense
 PROBES = ("layer", "head")
 CHECKS = 2  # runs of each prompt in the end: as calibrated, and with one density for all
 
@@ -24,13 +25,14 @@ class Settings:
         probe (`str`, *optional*, defaults to `"layer"`): whether the effect on the prediction is measured for every
             layer, or for every head, which takes as many times more runs as a layer has heads.
         samples (`int`, *optional*, defaults to 2): steps of each part in which errors are measured.
-        candidates (`tuple[float, ...]`, *optional*): densities at which errors are measured, ascending.
+        candidates (`tuple[float, ...]`, *optional*): densities at which errors are measured, ascending; by default
+            from about half to three times the density that is asked for.
     """
 
     parts: int = 3
     probe: str = "layer"
     samples: int = 2
-    candidates: tuple[float, ...] = CANDIDATES
+    candidates: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("parts", "samples"):
@@ -39,10 +41,19 @@ class Settings:
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
         if self.probe not in PROBES:
             raise ValueError(f"probe must be one of {', '.join(PROBES)}, got {self.probe!r}")
+        if self.candidates is None:
+            return
         object.__setattr__(self, "candidates", tuple(self.candidates))
         ascending = list(self.candidates) == sorted(set(self.candidates))
         if not self.candidates or not ascending or not 0 < self.candidates[0] <= self.candidates[-1] < 1:
             raise ValueError(f"candidates must ascend, all between 0 and 1, got {self.candidates!r}")
+
+    def around(self, density: float) -> Settings:
+        """The same with candidates, those by default around a density."""
+        if self.candidates is not None:
+            return self
+        scaled = (round(candidate * density / CANDIDATES[2], 4) for candidate in CANDIDATES)
+        return replace(self, candidates=tuple(candidate for candidate in scaled if candidate < MOST))
 
 
 @dataclass(frozen=True)
