@@ -133,7 +133,7 @@ def summary(pipe: Any) -> Summary:
         if hook is not None:
             session = hook.handler
             layers = [ours.layer for _, ours in hook.processors]
-            models.append(ModelSummary(type(transformer).__name__, layers, _expected(session.config).get("layers")))
+            models.append(ModelSummary(type(transformer).__name__, layers, _expected(getattr(session, "config", None)).get("layers")))
     guides = [describe_guidance(hook) for hook in map(find_guidance, transformers) if hook is not None]
     return Summary(models, session, next(transformers[0].parameters()).device, guides)
 
@@ -149,7 +149,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _expected(config: AttentionConfig) -> dict[str, Any]:
+def _expected(config: AttentionConfig | None) -> dict[str, Any]:
     return config.expected if isinstance(config, CalibratedConfig) else {}
 
 

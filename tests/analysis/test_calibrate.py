@@ -17,7 +17,8 @@ from diffattn.hunting.denoised import observed_steps
 from diffattn.hunting.prompts import make_pairs
 
 STEPS = 4
-OPTIONS = {"height": 112, "width": 112, "num_frames": 9, "num_inference_steps": STEPS, "guidance_scale": 3.0}
+OPTIONS = {"height": 112, "width": 112, "num_frames": 9, "num_inference_steps": STEPS, "guidance_scale": 1.0}
+GUIDED = {**OPTIONS, "guidance_scale": 3.0}
 SCHEDULE = Schedule(dense_start=1, dense_layers=1)
 SETTINGS = Settings(parts=2, samples=1, candidates=(0.1, 0.3))
 DENSITY = 0.25
@@ -108,7 +109,7 @@ def test_an_interrupted_calibration_resumes_and_finds_the_same(calibrated, tmp_p
 def test_probes_and_parts_measure_what_those_layers_and_steps_change():
     """The same from `enable`, with a schedule in which one layer and one step are sparse."""
     pipe, pair = wan.text_to_video(), make_pairs(prompts())[0]
-    runs = Runs(pipe, AutoConfig(), Schedule(dense_start=0, dense_layers=2), OPTIONS, lambda step: None)
+    runs = Runs(pipe, AutoConfig(), Schedule(dense_start=0, dense_layers=2), GUIDED, lambda step: None)
     reference, _ = runs.survey(pair, (), set())
     probed = runs.probe(pair, reference, 0.2, {1: (0, 2, (0, 1)), 3: (0, 2, (0,))})
     part = runs.part_error(pair, reference, 0.2, range(1, 2), 2)
@@ -117,7 +118,7 @@ def test_probes_and_parts_measure_what_those_layers_and_steps_change():
         pipe, AutoConfig(density=0.2), schedule=Schedule(dense_start=1, dense_end=2, dense_layers=2), impl="torch"
     )
     with observed_steps(pipe.scheduler, lambda output, *_: predictions.append(output.clone())):
-        result = pipe(**pair.batch(1), **OPTIONS, output_type="latent").frames
+        result = pipe(**pair.batch(1), **GUIDED, output_type="latent").frames
     moved = float((predictions[1] - reference.predictions[1]).square().sum())
     assert torch.equal(predictions[0], reference.predictions[0])
     assert probed[1][0] == pytest.approx(moved, rel=1e-4) and probed[1][1] > 0
@@ -126,13 +127,13 @@ def test_probes_and_parts_measure_what_those_layers_and_steps_change():
 
 def test_errors_are_those_of_the_outputs_of_the_heads():
     pipe, pair = wan.text_to_video(), make_pairs(prompts())[0]
-    runs = Runs(pipe, PyramidConfig(), Schedule(dense_layers=1), OPTIONS, lambda step: None)
+    runs = Runs(pipe, PyramidConfig(), Schedule(dense_layers=1), GUIDED, lambda step: None)
     _, survey = runs.survey(pair, (0.2, 0.5), {2})
     assert set(survey.errors) == {(2, 1), (2, 2)}
     from diffattn.analysis.capture import capture
 
     with capture(pipe, keep=lambda layer, step: (layer, step) == (1, 2)) as calls:
-        pipe(**pair.batch(1), **OPTIONS, output_type="latent")
+        pipe(**pair.batch(1), **GUIDED, output_type="latent")
     expected = np.zeros((2, 2))
     for call in calls:  # both guidance passes
         q, k, v = (x.double().transpose(1, 2) for x in (call.query, call.key, call.value))

@@ -9,14 +9,15 @@ from diffattn import AttentionConfig, Schedule
 from diffattn.analysis.errors import CommandError
 from diffattn.cli import app, settings
 
-SMALL = ["--frames", "5", "--steps", "2", "--height", "64", "--width", "64", "--parts", "1", "--samples", "1"]
+SMALL = ["--frames", "5", "--steps", "2", "--height", "64", "--width", "64", "--parts", "1"]
+FAST = ["--samples", "1", "--guidance-scale", "1"]
 
 
 @pytest.fixture
 def run(tmp_path):
     (tmp_path / "prompts.txt").write_text("a red circle\n\n")
     paths = [str(tmp_path / "prompts.txt"), "-o", str(tmp_path / "made")]
-    return lambda *arguments: CliRunner().invoke(app, ["calibrate", *paths, *SMALL, *arguments])
+    return lambda *arguments: CliRunner().invoke(app, ["calibrate", *paths, *SMALL, *FAST, *arguments])
 
 
 def test_it_writes_a_folder_that_stands_for_a_method(run, tmp_path):
