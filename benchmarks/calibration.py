@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 import diffattn
 from diffattn import AttentionConfig, CalibratedConfig, Schedule
 from diffattn.analysis.calibration import Settings
+from diffattn.hunting.log import SearchLog
 from examples.tiny_wan.evaluate import held_out_scenes
 
 from . import RESULTS
@@ -44,20 +45,20 @@ def prompts(count: int, seed: int) -> list[str]:
 
 
 def compare(
-    pipe: Any, contenders: dict[str, AttentionConfig], captions: list[str], schedule: Schedule, options: dict
+    pipe: Any, contenders: dict[str, AttentionConfig], captions: list[str], options: dict, log: SearchLog
 ) -> dict[str, list[dict[str, float]]]:
     """PSNR and SSIM to the dense video, and the density reached, of every contender for every prompt."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
-    impl = choose_impl(pipe.device)[0]
     for number, caption in enumerate(tqdm(captions, unit="prompt")):
+        if all((number, name) in log for name in contenders):
+            continue
         exact = run(pipe, (caption,), UNSEEN + number, **options)[0]
         for name, config in contenders.items():
-            diffattn.enable(pipe, config, schedule=schedule, impl=impl)
+            diffattn.enable(pipe, config, schedule=EVERY_LAYER, impl=choose_impl(pipe.device)[0])
             video = run(pipe, (caption,), UNSEEN + number, **options)[0]
-            scores = similarity(video, exact)
-            found[name].append({**scores, "density": diffattn.summary(pipe).density})
+            scores = {**similarity(video, exact), "density": diffattn.summary(pipe).density}
+            log.add([((number, name), scores)])
             diffattn.disable(pipe)
-    return found
+    return {name: [log[number, name] for number in range(len(captions))] for name in contenders}
 
 
 def table(found: dict[str, list[dict[str, float]]], base: str) -> str:
@@ -85,7 +86,10 @@ def main(arguments: list[str] | None = None) -> None:
     uniform = replace(calibrated.base, density=options.density)
     contenders = {"uniform": uniform, "calibrated": calibrated, "random": shuffled(calibrated, 0)}
     sizes = {"num_frames": options.frames, "num_inference_steps": options.steps}
-    found = compare(pipe, contenders, prompts(options.unseen, UNSEEN), EVERY_LAYER, sizes)
+    log = SearchLog(
+        options.resume and options.resume / "unseen", {name: config.to_dict() for name, config in contenders.items()}
+    )
+    found = compare(pipe, contenders, prompts(options.unseen, UNSEEN), sizes, log)
     expected = calibrated.expected
     command = " ".join(["python -m benchmarks.calibration", *(sys.argv[1:] if arguments is None else arguments)])
     text = (
@@ -118,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--samples", type=int, default=2, help="steps of each part to measure errors in")
     parser.add_argument("--frames", type=int, default=33)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--resume", type=Path, help="folder of the log of the calibration")
+    parser.add_argument("--resume", type=Path, help="folder of the logs of calibration and comparison")
     parser.add_argument("--out", type=Path, default=RESULTS / "calibration.md")
     return parser
 

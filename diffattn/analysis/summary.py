@@ -133,7 +133,8 @@ def summary(pipe: Any) -> Summary:
         if hook is not None:
             session = hook.handler
             layers = [ours.layer for _, ours in hook.processors]
-            models.append(ModelSummary(type(transformer).__name__, layers, _expected(getattr(session, "config", None)).get("layers")))
+            expected = _expected(getattr(session, "config", None)).get("layers")
+            models.append(ModelSummary(type(transformer).__name__, layers, expected))
     guides = [describe_guidance(hook) for hook in map(find_guidance, transformers) if hook is not None]
     return Summary(models, session, next(transformers[0].parameters()).device, guides)
 
