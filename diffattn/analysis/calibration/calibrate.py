@@ -41,7 +41,7 @@ def calibrate(
     that part is in the result. Densities that minimise the sum of these errors come from convex envelopes of the
     curves and one multiplier. In the end each prompt runs as calibrated, and with one density for all.
 
-    Memory is that of a dense run and of one plan. Offload works. No step cache may be on.
+    All is measured within runs of the pipeline, one plan at a time. No step cache may be on.
 
     Args:
         pipe (`DiffusionPipeline`): dense and unguided; with several transformers, all of the same depth.
