@@ -4,6 +4,7 @@ attention       time and memory of one attention call, beside dense attention an
 compile_report  registers, spills and shared memory of every Triton launch, without a GPU
 planning        time and memory of a plan, beside the dense attention it replaces
 quality         distance to dense attention at equal density: made-up and captured tensors, whole videos
+calibration     what a calibration brings on unseen prompts, beside one density for all and a random allocation
 guidance        time of a clip guided by heads, beside an unguided one
 hunt            what searches for heads find, and what they cost
 memory          what many runs of the demo leave behind in one process

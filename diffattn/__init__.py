@@ -11,6 +11,7 @@ if not os.path.isdir(os.path.join(_here, "kernels")):
     __path__.append(os.path.dirname(_here))
 
 if TYPE_CHECKING:
+    from .analysis.calibration import calibrate
     from .analysis.summary import summary
     from .assets import tiny_wan
     from .attention_config import AttentionConfig
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .kernels.plan import Plan, TileList
     from .methods import (
         AutoConfig,
+        CalibratedConfig,
         NablaConfig,
         NeighborhoodConfig,
         PyramidConfig,
@@ -39,6 +41,7 @@ __version__ = "0.1.0"
 
 # where each public name lives; a module loads when the first of its names is used
 _MODULES = {
+    "analysis.calibration": ("calibrate",),
     "analysis.summary": ("summary",),
     "assets": ("tiny_wan",),
     "attention_config": ("AttentionConfig",),
@@ -51,7 +54,8 @@ _MODULES = {
     "kernels.attend": ("attend",),
     "kernels.plan": ("Plan", "TileList"),
     "methods": (
-        *("AutoConfig", "NablaConfig", "NeighborhoodConfig", "PyramidConfig", "RadialConfig", "RectifiedConfig"),
+        *("AutoConfig", "CalibratedConfig", "NablaConfig", "NeighborhoodConfig", "PyramidConfig", "RadialConfig"),
+        "RectifiedConfig",
         *("SolConfig", "VMoBAConfig", "config"),
     ),
     "schedule": ("Schedule",),

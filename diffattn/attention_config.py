@@ -31,14 +31,15 @@ class AttentionConfig:
 
     A subclass sets the class variables `method` (its name in the registry), `dynamic` (whether its plans depend on
     query and key), `wants_value` (whether they depend on the value too), `plans_references` (whether it plans the
-    grids of `TokenGrid.references`, which are exact otherwise) and `published` (the settings of its paper), and
-    implements `_plan`.
+    grids of `TokenGrid.references`, which are exact otherwise), `density_by_head` (whether heads with other densities
+    have the same rows, tiles and pools) and `published` (the settings of its paper), and implements `_plan`.
     """
 
     method: ClassVar[str]
     dynamic: ClassVar[bool] = False
     wants_value: ClassVar[bool] = False
     plans_references: ClassVar[bool] = False
+    density_by_head: ClassVar[bool] = True
     published: ClassVar[dict[str, tuple[dict, Schedule]]] = {}  # model name to options and schedule
 
     def __new__(cls, *args: Any, **kwargs: Any) -> AttentionConfig:
@@ -154,11 +155,16 @@ class AttentionConfig:
         """The fields and the method's name, ready for JSON."""
         return {"method": self.method, **asdict(self)}
 
+    def describe(self) -> str:
+        """One line of text: the method and its options."""
+        options = {name: value for name, value in self.to_dict().items() if name != "method" and value is not None}
+        return f"{self.method} {json.dumps(options)}"
+
     @classmethod
     def from_dict(cls, values: dict) -> AttentionConfig:
         """The configuration that `to_dict` wrote, of any method."""
         values = dict(values)
-        return config(values.pop("method", getattr(cls, "method", None)), **values)
+        return _from_file(values.pop("method", getattr(cls, "method", None)), values)
 
     def save_pretrained(self, folder: str | os.PathLike, schedule: Schedule | None = None) -> None:
         """Write `diffattn_config.json` into a folder, for instance that of a saved model.
@@ -201,11 +207,18 @@ def plain_cpu() -> Iterator[None]:
 
 
 METHODS: dict[str, type[AttentionConfig]] = {}
+SAVED: dict[str, type[AttentionConfig]] = {}  # found in files only, as no name can ask for them
 
 
 def register(cls: type[AttentionConfig]) -> type[AttentionConfig]:
     """Class decorator that adds a method to the registry, by its name."""
     METHODS[cls.method] = cls
+    return cls
+
+
+def register_saved(cls: type[AttentionConfig]) -> type[AttentionConfig]:
+    """Class decorator for a configuration that is loaded from files, and is none of the methods to choose from."""
+    SAVED[cls.method] = cls
     return cls
 
 
@@ -227,6 +240,11 @@ def config(method: str, **options) -> AttentionConfig:
     return METHODS[method](**options)
 
 
+def _from_file(method: Any, options: dict) -> AttentionConfig:
+    known = isinstance(method, str) and method in SAVED
+    return SAVED[method](**options) if known else config(method, **options)
+
+
 def check_density(density: float | None) -> None:
     """Raise unless `density` is None or in (0, 1]."""
     number = isinstance(density, (int, float)) and not isinstance(density, bool)
@@ -240,7 +258,7 @@ def load_settings(source: str | os.PathLike, **hub: str) -> tuple[AttentionConfi
     try:
         values = dict(json.loads(path.read_text(encoding="utf-8")))
         schedule = values.pop("schedule", None)
-        method = config(values.pop("method", None), **values)
+        method = _from_file(values.pop("method", None), values)
         return method, None if schedule is None else Schedule(**schedule)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is no {SETTINGS_FILE} that can be used: {error}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..attention_config import AttentionConfig
 from ..guidance.describe import describe_guidance, guidance_line
 from ..guidance.guidance_hook import find_guidance
 from ..guidance.nag.apply import describe_nag, nag_line
@@ -20,6 +20,7 @@ from ..integration.hook import find_hook
 from ..integration.layer import Layer
 from ..integration.session import SparseSession
 from ..kernels.attend import choose_impl
+from ..methods import CalibratedConfig
 
 PACKAGES = ("diffattn", "diffusers", "transformers", "torch", "triton")
 
@@ -30,11 +31,12 @@ class ModelSummary:
 
     model: str
     layers: list[Layer]
+    expected: list[float | None] | None = None  # density of each layer, by a calibration
 
     def __str__(self) -> str:
         groups: dict[str, list[str]] = {}
-        for layer in self.layers:
-            groups.setdefault(_describe_layer(layer), []).append(layer.name)
+        for layer, expected in zip(self.layers, self.expected or [None] * len(self.layers)):
+            groups.setdefault(_describe_layer(layer, expected), []).append(layer.name)
         lines = [f"  {_span(names)}: {text}" for text, names in groups.items()]
         return "\n".join([f"{self.model}, {len(self.layers)} self-attention layers", *lines])
 
@@ -96,13 +98,13 @@ class Summary:
         if self.session is None:
             return "\n".join([*guided, f"diffattn is not enabled{', attention is dense' if guided else ''}"])
         values = self.to_dict()
-        options = {name: value for name, value in values["config"].items() if name != "method" and value is not None}
         lines = [
-            f"method    {values['config']['method']} {json.dumps(options)}",
+            f"method    {self.session.config.describe()}",
             f"schedule  {self.session.schedule}",
             f"impl      {self._impl()[0]} ({self._impl()[1]})",
             f"grid      {values['grid'] or 'not run yet'}, {values['tokens'] or 'unknown'} tokens",
             f"density   {_percent(self.density)} of the products between visual tokens in sparse calls",
+            *_describe_expected(self.session.config, self.density),
             f"computed  {_percent(self.computed)} of all products in sparse calls, "
             f"{_percent(self.attention_computed)} over all calls",
             f"plans     {_describe_plans(values)}",
@@ -134,7 +136,9 @@ def summary(pipe: Any) -> Summary:
         hook = find_hook(transformer)
         if hook is not None:
             session = hook.handler
-            models.append(ModelSummary(type(transformer).__name__, [ours.layer for _, ours in hook.processors]))
+            layers = [ours.layer for _, ours in hook.processors]
+            expected = _expected(getattr(session, "config", None)).get("layers")
+            models.append(ModelSummary(type(transformer).__name__, layers, expected))
     guides = [describe_guidance(hook) for hook in map(find_guidance, transformers) if hook is not None]
     nag = [describe_nag(hook) for hook in map(find_nag, transformers) if hook is not None]
     return Summary(models, session, next(transformers[0].parameters()).device, guides, nag)
@@ -151,11 +155,28 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _describe_layer(layer: Layer) -> str:
+def _expected(config: AttentionConfig | None) -> dict[str, Any]:
+    return config.expected if isinstance(config, CalibratedConfig) else {}
+
+
+def _describe_expected(config: AttentionConfig, reached: float | None) -> list[str]:
+    """What a calibration promised beside what was reached."""
+    expected = _expected(config)
+    if "error" not in expected:
+        return []
+    return [
+        f"expected  density {_percent(expected['density'])} (reached: {_percent(reached)}), error of the result "
+        f"{expected['error']:.3g}, {expected['least_error']:.3g} to {expected['most_error']:.3g} on the "
+        f"{config.measured['prompts']} prompts of the calibration ({expected['uniform_error']:.3g} uncalibrated)"
+    ]
+
+
+def _describe_layer(layer: Layer, expected: float | None) -> str:
     parts = []
     if layer.sparse_calls:
         text = "" if layer.computed == layer.density else f" ({layer.computed:.3f} of all products)"
-        parts.append(f"density {layer.density:.3f}{text} in {layer.sparse_calls} calls")
+        promised = "" if expected is None else f" (expected {expected:.3f})"
+        parts.append(f"density {layer.density:.3f}{promised}{text} in {layer.sparse_calls} calls")
     parts += [f"{count} dense ({reason})" for reason, count in layer.dense_calls.items()]
     return ", ".join(parts) or "not run yet"
 

@@ -8,6 +8,7 @@ import typer
 
 from ..analysis.errors import CommandError
 from .bench import bench
+from .calibrate import calibrate
 from .compare import compare
 from .demo import demo
 from .density import density
@@ -31,6 +32,7 @@ app.command()(bench)
 app.command()(demo)
 app.command()(recall)
 app.command()(density)
+app.command()(calibrate)
 app.command()(hunt)
 app.command()(env)
 

@@ -37,7 +37,7 @@ def generate(
     output: Annotated[Path, typer.Option("--output", "-o", help="The mp4 to write; a .json goes beside it.")],
     negative_prompt: Annotated[str, typer.Option(help="What the video should not show.")] = "",
     model: Annotated[str, typer.Option(help="Hub id or pipeline folder; 'tiny' is the embedded model.")] = TINY,
-    method: Annotated[str, typer.Option(help="Attention method, or 'dense'.")] = "auto",
+    method: Annotated[str, typer.Option(help="Attention method, 'dense', or a folder of saved settings.")] = "auto",
     density: Annotated[float | None, typer.Option(help="Share of the products between visual tokens, 0 to 1.")] = None,
     dense_start: Annotated[float, typer.Option(help="Dense first steps: a share below 1, or a count.")] = 0.2,
     dense_end: Annotated[float, typer.Option(help="Dense last steps: a share below 1, or a count.")] = 0.0,

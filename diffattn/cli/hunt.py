@@ -46,7 +46,7 @@ def hunt(
 ) -> None:
     """Search for the heads whose perturbation makes videos of PROMPTS best, and write them for `generate --heads`."""
     _check_output(output, force or only_estimate)
-    texts = _read(prompts)
+    texts = read_prompts(prompts)
     sizes = {"height": height, "width": width, "num_frames": frames, "num_inference_steps": steps}
     options = pipeline_options(model, sizes, None, guidance_scale) | {"negative_prompt": negative_prompt}
     screened = None if screen == "none" else screen
@@ -80,7 +80,8 @@ def hunt(
     typer.echo(f"{output}: {name} {before:.4g} without, {after:.4g} with these heads")
 
 
-def _read(path: Path) -> list[str]:
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a text file that are not empty."""
     with user_errors(OSError, UnicodeDecodeError):
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     found = [line for line in lines if line]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..analysis.errors import CommandError, user_errors
 from ..analysis.load import TINY, TINY_DEFAULTS
-from ..attention_config import AttentionConfig
+from ..attention_config import METHODS, AttentionConfig, load_settings
 from ..kernels.attend import check_impl
 from ..methods import config
 from ..schedule import Schedule
@@ -44,15 +45,29 @@ def pipeline_options(model: str, sizes: dict[str, int | None], fps: int | None, 
 def attention(
     method: str, density: float | None, start: float, end: float, layers: int, impl: str
 ) -> Attention | None:
-    """Method, schedule and implementation, checked before anything is loaded; None is dense."""
-    with user_errors(ValueError):
+    """Method, schedule and implementation, checked before anything is loaded; None is dense.
+
+    A method may be a folder with saved settings, which bring their schedule along.
+    """
+    with user_errors(ValueError, OSError):
         schedule = Schedule(_count_or_share(start), _count_or_share(end), layers)
         check_impl(impl)
+        if method not in METHODS and Path(method).is_dir():
+            return (*_saved(method, density, schedule), impl)
         if method != "dense":
             return config(method, **({} if density is None else {"density": density})), schedule, impl
         if density not in (None, 1.0):
             raise ValueError(f"method 'dense' has density 1, got {density}")
     return None
+
+
+def _saved(folder: str, density: float | None, schedule: Schedule) -> tuple[AttentionConfig, Schedule]:
+    found, saved = load_settings(folder)
+    if density is not None:
+        raise ValueError(f"the density is that of {folder}: leave --density out")
+    if saved is not None and schedule not in (Schedule(), saved):
+        raise ValueError(f"the dense steps and layers are those of {folder}, {saved}: leave the options for them out")
+    return found, saved or schedule
 
 
 def _count_or_share(value: float) -> float | int:

@@ -14,22 +14,26 @@ from ..integration.progress import find_call
 from .runner import as_clips
 
 DECODED = ("Wan", "HunyuanVideoPipeline", "CogVideoX", "StableDiffusion3")
-StepObserver = Callable[[Tensor, Tensor, Any], None]
+StepObserver = Callable[[Tensor, Tensor, Any], Tensor | None]
 
 
 @contextmanager
 def observed_steps(scheduler: Any, observe: StepObserver) -> Iterator[None]:
     """Call `observe` with the model output, the sample and the timestep of every step of a scheduler, before the step.
 
-    A scheduler of second order takes two such steps for each of its own.
+    The step goes on with the model output that `observe` returns, if it returns one. A scheduler of second order takes
+    two such steps for each of its own.
     """
     before, step = vars(scheduler).get("step"), scheduler.step
     signature = inspect.signature(step)
 
     def observed(*args, **kwargs):
-        given = signature.bind(*args, **kwargs).arguments
-        observe(given["model_output"], given["sample"], given["timestep"])
-        return step(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
+        given = bound.arguments
+        instead = observe(given["model_output"], given["sample"], given["timestep"])
+        if instead is not None:
+            given["model_output"] = instead
+        return step(*bound.args, **bound.kwargs)
 
     scheduler.step = observed
     try:

@@ -190,7 +190,7 @@ class Hunter:
         return {
             "pipeline": type(self.pipe).__name__,
             "model": describe_model(self.model),
-            "weights": fingerprint([_sample_weights(part) for part in find_transformers(self.pipe)]),
+            "weights": fingerprint([sample_weights(part) for part in find_transformers(self.pipe)]),
             "scheduler": fingerprint([type(scheduler).__name__, describe(dict(scheduler.config))]),
             "attention": None if sparse is None else sparse.handler.config.to_dict(),
             "objective": self.objective.name,
@@ -204,7 +204,7 @@ class Hunter:
         }
 
 
-def _sample_weights(transformer: torch.nn.Module) -> list[float]:
+def sample_weights(transformer: torch.nn.Module) -> list[float]:
     """A few sums over every weight in memory, to tell checkpoints apart."""
     return [
         float(weight.detach().flatten()[:8].double().sum())

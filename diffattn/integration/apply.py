@@ -11,7 +11,7 @@ from .._compat import unwrap_module
 from ..attention_config import AttentionConfig, load_settings
 from ..grid import TokenGrid
 from ..kernels.attend import check_impl
-from ..methods import METHODS
+from ..methods import METHODS, CalibratedConfig
 from ..methods import config as config_by_name
 from ..models.adapter import adapter_for, find_adapter, supported_models
 from ..schedule import Schedule
@@ -41,8 +41,8 @@ def enable(
     Args:
         pipe (`DiffusionPipeline` or `ModelMixin`): what to change, in place.
         config (`str`, `os.PathLike` or [`AttentionConfig`], *optional*, defaults to `"auto"`): a method, by name or
-            configured; the folder or Hub repository where `config.save_pretrained` left one; or `"native"`, the
-            sparse pattern that the model was trained with and brings itself.
+            configured, or what [`calibrate`] found; the folder or Hub repository where `config.save_pretrained` left
+            one; or `"native"`, the sparse pattern that the model was trained with and brings itself.
         schedule ([`Schedule`], *optional*): dense steps and layers, if not given those saved with the configuration,
             none with `"native"`, or the defaults of [`Schedule`].
         impl (`str`, *optional*, defaults to `"auto"`): kernel implementation, see [`~kernels.attend.attend`].
@@ -51,7 +51,7 @@ def enable(
 
     Raises:
         TypeError: `pipe` is neither a pipeline with a supported transformer nor one.
-        ValueError: an unknown method or `impl`, or a grid that is none.
+        ValueError: an unknown method or `impl`, a grid that is none, or a calibration for another model.
         OSError: a folder or repository without `diffattn_config.json`.
         NotImplementedError: the transformer runs ring attention.
 
@@ -73,6 +73,8 @@ def enable(
     transformers = find_transformers(pipe)
     for transformer in transformers:
         check_parallel(getattr(transformer, "_parallel_config", None))
+        if isinstance(config, CalibratedConfig):
+            _check_calibration(config, transformer, schedule)
     session = SparseSession(config, schedule, impl, pipe, grid)
     for transformer in transformers:
         install_processors(transformer, session)
@@ -138,6 +140,18 @@ def install_processors(transformer: nn.Module, handler: AttentionHandler) -> Non
     SparseAttentionHook(handler, adapter, processors).attach(transformer)
 
 
+def _check_calibration(config: CalibratedConfig, transformer: nn.Module, schedule: Schedule) -> None:
+    model, layers = type(transformer).__name__, len(adapter_for(transformer).attention(transformer))
+    if (model, layers) != (config.model, config.layers):
+        raise ValueError(
+            f"this calibration is for {config.model} with {config.layers} self-attention layers, not for {model} with "
+            f"{layers}: run diffattn.calibrate on this pipeline"
+        )
+    for layer, densities in enumerate(config.densities[0]):
+        if densities is None and not schedule.is_dense_layer(layer, layers):
+            raise ValueError(f"layer {layer} was dense in the calibration, so it must be in the schedule: {schedule}")
+
+
 def _check_grid(grid: tuple[int, int, int]) -> tuple[int, int, int]:
     if not isinstance(grid, (tuple, list)) or len(grid) != 3:
         raise ValueError(f"grid must be (frames, height, width) in tokens, got {grid!r}")
@@ -147,6 +161,8 @@ def _check_grid(grid: tuple[int, int, int]) -> tuple[int, int, int]:
 
 def _resolve(config: str | os.PathLike | AttentionConfig) -> tuple[AttentionConfig, Schedule | None]:
     """The configuration, and the schedule that was saved with it."""
+    if isinstance(config, CalibratedConfig):
+        return config, config.schedule
     if isinstance(config, AttentionConfig):
         return config, None
     if config == NativeConfig.method:

@@ -2,6 +2,7 @@
 
 from ..attention_config import METHODS, config
 from .auto import AutoConfig
+from .calibrated import CalibratedConfig
 from .nabla import NablaConfig
 from .neighborhood import NeighborhoodConfig, WindowReport
 from .pyramid import PyramidConfig
@@ -13,6 +14,7 @@ from .vmoba import VMoBAConfig
 __all__ = [
     "METHODS",
     "AutoConfig",
+    "CalibratedConfig",
     "NablaConfig",
     "NeighborhoodConfig",
     "PyramidConfig",

@@ -84,6 +84,7 @@ class VMoBAConfig(AttentionConfig):
 
     method: ClassVar[str] = "vmoba"
     dynamic: ClassVar[bool] = True
+    density_by_head: ClassVar[bool] = False  # it decides the sizes of chunks
     published: ClassVar[dict] = PUBLISHED
 
     def __post_init__(self) -> None:
