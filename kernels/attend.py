@@ -110,9 +110,14 @@ def _torch_attention(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scal
 
 
 def _triton_attention(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
-    from .backends.triton.forward import forward
+    from .backends.triton.forward import check_kernel_inputs, forward, specialized_launch
+    from .backends.triton.tokens import attend_tokens
 
-    return attend_rows(forward, query, key, value, plan, scale)
+    check_kernel_inputs(query, plan)
+    needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+    if needs_grad or specialized_launch(query, plan):
+        return attend_rows(forward, query, key, value, plan, scale)
+    return attend_tokens(query, key, value, plan, scale)
 
 
 def check_impl(impl: str) -> None:

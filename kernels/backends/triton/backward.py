@@ -38,7 +38,7 @@ def run_backward(
     grad_query, delta = torch.empty_like(query), torch.empty_like(lse)
     tiles = tuple(lists.tile for lists in plan.lists)
     upcast = not compiles(query_gradient_kernel)
-    launch = launch_for(architecture(query.device), dim, query.element_size(), plan.block_q, max(tiles), "dq")
+    launch = launch_for(architecture(query.device), dim, query.element_size(), plan.block_q, tiles, "dq")
     order = launch_order(plan).expand(batch, heads, -1)
     logw = plan.kv_logw.expand(batch, key.shape[1], -1)
     grid = (rows // plan.block_q * triton.cdiv(plan.block_q, launch.block_m), heads, batch)
