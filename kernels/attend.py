@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 
 import torch
@@ -115,9 +116,15 @@ def _triton_attention(query: Tensor, key: Tensor, value: Tensor, plan: Plan, sca
 
     check_kernel_inputs(query, plan)
     needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
-    if needs_grad or specialized_launch(query, plan):
-        return attend_rows(forward, query, key, value, plan, scale)
-    return attend_tokens(query, key, value, plan, scale)
+    with current_device(query.device):
+        if needs_grad or specialized_launch(query, plan):
+            return attend_rows(forward, query, key, value, plan, scale)
+        return attend_tokens(query, key, value, plan, scale)
+
+
+def current_device(device: torch.device) -> AbstractContextManager:
+    """A context in which Triton launches on `device`: it launches on the current one, wherever the tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def check_impl(impl: str) -> None:

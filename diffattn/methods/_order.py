@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from ..attention_config import plain_cpu
 from ..grid import TokenGrid
 
 TILE = (4, 4, 8)
@@ -56,15 +58,18 @@ def with_text(video: Tensor, grid: TokenGrid, block: int) -> Tensor:
     return torch.cat((video + grid.video_start * (video >= 0), text)).int()
 
 
+@lru_cache(maxsize=32)
 def block_order(grid: TokenGrid, name: str, block: int, device: torch.device | str = "cpu") -> tuple[Tensor, int]:
     """Rows `(R,)` in the order `"nested"`, `"hilbert"` or `"raster"`, and how many of them are video rows.
 
-    Video and text are filled up to whole blocks separately. The text comes last.
+    Video and text are filled up to whole blocks separately. The text comes last. The tensor is kept and shared: it is
+    made on the CPU, so that no other device is waited for.
     """
-    at = coordinates(grid, device)
-    rank = ORDERS[name](at)
-    video = pack(torch.zeros_like(rank), rank, block)
-    return with_text(video, grid, block), len(video)
+    with plain_cpu():
+        at = coordinates(grid)
+        rank = ORDERS[name](at)
+        video = pack(torch.zeros_like(rank), rank, block)
+        return with_text(video, grid, block).to(device), len(video)
 
 
 def visual_rows(grid: TokenGrid, rows: int, start: int = 0) -> tuple[int, int] | None:

@@ -18,7 +18,7 @@ from diffattn import (
     attend,
 )
 from diffattn.analysis.synthetic import structured_qkv
-from diffattn.methods import _radial_official, _window, _window_search, rectified
+from diffattn.methods import _order, _partition, _radial_official, _window, _window_search, rectified
 
 CONFIGS = [
     AutoConfig(density=0.35),
@@ -41,7 +41,8 @@ CONFIGS = [
 ]
 GRID = TokenGrid(5, 9, 10, text=7)
 CACHES = [
-    *(_window.axis, _radial_official._pair_tiles, rectified.neighbor_blocks),
+    *(_order.block_order, _partition.chunk_layout, _window.axis, _radial_official._pair_tiles),
+    rectified.neighbor_blocks,
     *(_window_search.window_of_density, _window_search._choices, _window_search.visited_share),
 ]
 

@@ -122,16 +122,6 @@ def odd_levels(plan: Plan) -> tuple[bool, ...]:
     return tuple(not full or plan.level_rows(lists) * lists.pool > plan.tokens for lists in plan.lists)
 
 
-def level_arguments(plan: Plan, batch: int, heads: int) -> tuple[tuple, ...]:
-    """The argument `levels` of the kernels that go through the lists of a query tile."""
-    levels = []
-    for lists in plan.lists:
-        counts = lists.counts.expand(batch, heads, -1)
-        indices = lists.indices.expand(batch, heads, -1, -1)
-        levels.append((counts, counts.stride(), indices, indices.stride()[:3], plan.level_start(lists)))
-    return tuple(levels)
-
-
 def strides(*tensors: Tensor) -> list[tuple[int, ...]]:
     """The first three strides of each tensor."""
     return [tensor.stride()[:3] for tensor in tensors]

@@ -17,7 +17,7 @@ from .common import LOG2_E, block_constants, compiles, load_rows, strides
 from .config import Launch, architecture, launch_for
 
 
-@triton.jit(do_not_specialize=["order_strides", "lists_strides", "rows", "start", "level_rows"])
+@triton.jit(do_not_specialize=["rows", "start", "level_rows"])
 def key_gradient_kernel(query, key, value, logw, grad_out, lse, delta, grad_key, grad_value, order, first, counts,
                         visitors, bits, query_strides, key_strides, value_strides, logw_strides, grad_out_strides,
                         grad_key_strides, grad_value_strides, order_strides, lists_strides, scale, group, rows, start,

@@ -8,7 +8,7 @@ import triton.language as tl
 from .common import LOG2_E, key_rows, list_entries, load_rows, load_tile, tile_offsets
 
 
-@triton.jit(do_not_specialize=["levels", "order_strides", "rows"])
+@triton.jit(do_not_specialize=["rows"])
 def query_gradient_kernel(query, key, value, logw, out, lse, grad_out, grad_lse, grad_query, delta, order, levels,
                           query_strides, key_strides, value_strides, logw_strides, out_strides, grad_out_strides,
                           grad_query_strides, order_strides, scale, group, rows, D: tl.constexpr,
@@ -49,7 +49,7 @@ def query_gradient_kernel(query, key, value, logw, out, lse, grad_out, grad_lse,
     logw += batch * logw_strides[0] + kv_head * logw_strides[1]
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for level in tl.static_range(len(TILES)):
-        counts, counts_strides, indices, indices_strides, start = levels[level]
+        counts, _, counts_strides, indices, indices_strides, start = levels[level]
         count = tl.load(counts + batch * counts_strides[0] + head * counts_strides[1] + tile * counts_strides[2])
         indices += batch * indices_strides[0] + head * indices_strides[1] + tile * indices_strides[2]
         dq = _query_gradient_level(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import triton
@@ -28,7 +29,7 @@ from .common import (
     weighted_levels,
 )
 from .config import SPECIALIZED_ON, Launch, architecture, launch_for, specialized_for
-from .full_first import sorted_level_arguments
+from .lists import aligned, level_arguments
 from .specialized import run_specialized, suits
 
 TAIL = 32  # keys of a step over the tiles that are left: few, and narrow steps take few registers
@@ -76,7 +77,7 @@ def _attend_steps(q, peak, total, acc, key, value, logw, stride_key, stride_valu
     return peak, total, acc
 
 
-@triton.jit(do_not_specialize=["levels", "order_strides", "rows_strides", "lse_rows"])
+@triton.jit(do_not_specialize=["lse_rows"])
 def attention_kernel(query, key, value, logw, out, lse, order, rows, levels, query_strides, key_strides, value_strides,
                      logw_strides, out_strides, order_strides, rows_strides, scale, group, lse_rows, D: tl.constexpr,
                      BLOCK_Q: tl.constexpr, TILES: tl.constexpr, SHIFTS: tl.constexpr, ODD: tl.constexpr,
@@ -96,14 +97,12 @@ def attention_kernel(query, key, value, logw, out, lse, order, rows, levels, que
     within = tl.program_id(0) % SPLIT * BLOCK_M + tl.arange(0, BLOCK_M)
     row = tile * BLOCK_Q + within
     live = within < BLOCK_Q
-    token = row
-    if GATHER or SCATTER:
-        rows += batch * rows_strides[0] + head * rows_strides[1]
-        token = tl.load(rows + row, mask=live, other=-1).to(tl.int64)
+    rows += batch * rows_strides[0] + head * rows_strides[1]
+    token = tl.load(rows + row, mask=live, other=-1).to(tl.int64) if GATHER else row
     d = tl.arange(0, BLOCK_D)
     # (BLOCK_M, BLOCK_D)
     query += batch * query_strides[0] + head * query_strides[1]
-    q = load_rows(query, token if GATHER else row, query_strides[2], d, live & (token >= 0), D, True)
+    q = load_rows(query, token, query_strides[2], d, live & (token >= 0), D, True)
     if UPCAST:
         q = q.to(tl.float32)
     key += batch * key_strides[0] + kv_head * key_strides[1]
@@ -134,7 +133,9 @@ def attention_kernel(query, key, value, logw, out, lse, order, rows, levels, que
     acc = acc / total[:, None]
     place = row
     if SCATTER:
-        place, live = token, live & (token >= 0)
+        # read again: the registers of the loops are short
+        place = tl.load(rows + row, mask=live, other=-1, volatile=True).to(tl.int64)
+        live = live & (place >= 0)
     out += batch * out_strides[0] + head * out_strides[1]
     mask = live[:, None] & (d < D)[None, :]
     tl.store(out + place[:, None] * out_strides[2] + d[None, :], acc.to(out.dtype.element_ty), mask=mask)
@@ -211,28 +212,49 @@ def launch_forward(
         scatter (`bool`, *optional*, defaults to `False`): whether `out` and `lse` hold these tokens too.
     """
     batch, heads, _, dim = query.shape
-    tiles = tuple(lists.tile for lists in plan.lists)
-    logw = plan.kv_logw.expand(batch, key.shape[1], -1)
+    fixed = plan.memo(
+        ("forward arguments", batch, heads, key.shape[1]), lambda: _fixed_arguments(plan, batch, heads, key.shape[1])
+    )
     # The interpreter multiplies the bit patterns of bfloat16.
     upcast = not compiles(attention_kernel)
     if launch is None and gather is None:
         launch = specialized_launch(query, plan)
-    if launch is not None and launch.specialized and suits(launch, query, key, value, logw, plan):
-        run_specialized(launch, query, key, value, logw, out, lse, plan, weighted_levels(plan)[0], scale, upcast)
+    if launch is not None and launch.specialized and suits(launch, query, key, value, fixed.logw, plan):
+        weighted = weighted_levels(plan)[0]
+        run_specialized(launch, query, key, value, fixed.logw, out, lse, plan, weighted, scale, upcast)
         return
     if launch is None or launch.specialized:
-        launch = launch_for(architecture(query.device), dim, query.element_size(), plan.block_q, tiles)
-    order = launch_order(plan).expand(batch, heads, -1)
-    rows = order if gather is None else gather.expand(batch, heads, -1)
-    grid = (order.shape[-1] * triton.cdiv(plan.block_q, launch.block_m), heads, batch)
+        widths = fixed.constants["TILES"]
+        launch = launch_for(architecture(query.device), dim, query.element_size(), plan.block_q, widths)
+    rows = fixed.order if gather is None else gather.expand(batch, heads, -1)
+    tiles = plan.query_shape[-1] // plan.block_q
+    grid = (tiles * triton.cdiv(plan.block_q, launch.block_m), heads, batch)
     attention_kernel[grid](
-        query, key, value, logw, out, lse, order, rows, sorted_level_arguments(plan, batch, heads),
-        *strides(query, key, value, logw, out, order, rows), scale / math.log(2), heads // key.shape[1],
-        lse.shape[-1], TILES=tiles, SHIFTS=tuple(math.log2(lists.pool) for lists in plan.lists),
-        ODD=odd_levels(plan), GATHER=gather is not None, SCATTER=scatter,
-        TAIL_N=launch.block_n // 2 if upcast else min(launch.block_n, TAIL),
+        query, key, value, fixed.logw, out, lse, fixed.order, rows, fixed.levels,
+        *strides(query, key, value, fixed.logw, out, fixed.order, rows), scale / math.log(2), heads // key.shape[1],
+        lse.shape[-1], GATHER=gather is not None, SCATTER=scatter,
+        TAIL_N=launch.block_n // 2 if upcast else min(launch.block_n, TAIL), **fixed.constants,
         **block_constants(dim, plan.block_q, launch, upcast), **launch.options(),
     )  # fmt: skip
+
+
+class _Fixed(NamedTuple):
+    """Arguments of the forward kernel that are the same in every call with one plan."""
+
+    logw: Tensor
+    order: Tensor
+    levels: tuple[tuple, ...]
+    constants: dict
+
+
+def _fixed_arguments(plan: Plan, batch: int, heads: int, kv_heads: int) -> _Fixed:
+    constants = {
+        "TILES": tuple(lists.tile for lists in plan.lists),
+        "SHIFTS": tuple(math.log2(lists.pool) for lists in plan.lists),
+        "ODD": odd_levels(plan),
+    }
+    logw, order = plan.kv_logw.expand(batch, kv_heads, -1), aligned(launch_order(plan)).expand(batch, heads, -1)
+    return _Fixed(logw, order, level_arguments(plan, batch, heads), constants)
 
 
 def specialized_launch(query: Tensor, plan: Plan) -> Launch | None:

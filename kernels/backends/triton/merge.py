@@ -12,7 +12,7 @@ from .common import load_rows, strides
 BLOCK = 64  # tokens of one program
 
 
-@triton.jit(do_not_specialize=["first_strides", "row_strides", "tokens", "rows"])
+@triton.jit(do_not_specialize=["tokens", "rows"])
 def merge_kernel(out, lse, merged, merged_lse, first, row_of, out_strides, merged_strides, first_strides, row_strides,
                  tokens, rows, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
     """BLOCK tokens of one head; the rows of token t are `row_of[first[t]]` to `row_of[first[t + 1] - 1]`."""
