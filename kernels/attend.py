@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 
 import torch
@@ -110,9 +111,20 @@ def _torch_attention(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scal
 
 
 def _triton_attention(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
-    from .backends.triton.forward import forward
+    from .backends.triton.forward import check_kernel_inputs, forward, specialized_launch
+    from .backends.triton.tokens import attend_tokens
 
-    return attend_rows(forward, query, key, value, plan, scale)
+    check_kernel_inputs(query, plan)
+    needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+    with current_device(query.device):
+        if needs_grad or specialized_launch(query, plan):
+            return attend_rows(forward, query, key, value, plan, scale)
+        return attend_tokens(query, key, value, plan, scale)
+
+
+def current_device(device: torch.device) -> AbstractContextManager:
+    """A context in which Triton launches on `device`: it launches on the current one, wherever the tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def check_impl(impl: str) -> None:

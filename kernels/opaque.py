@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
+# A CUDA graph would replay the launches of one plan for ever: the operators read handles, and plans from them.
+NOT_CAPTURED = (torch.Tag.cudagraph_unsafe,)
 Outputs = Tensor | tuple[Tensor, ...]
 
 
@@ -31,7 +33,7 @@ def opaque_operator(
     def define(forward: Callable[..., Outputs]) -> torch.library.CustomOpDef:
         schema = torch.library.infer_schema(forward, mutates_args=())
         operator = torch.library.custom_op(
-            name, lambda *inputs: _contiguous(forward(*inputs)), mutates_args=(), schema=schema
+            name, lambda *inputs: _contiguous(forward(*inputs)), mutates_args=(), schema=schema, tags=NOT_CAPTURED
         )
         operator.register_fake(fake)
         backward = _backward_operator(name, schema, rerun or forward, differentiable)
@@ -60,8 +62,9 @@ def _backward_operator(name: str, schema: str, forward: Callable, differentiable
         return tuple(tensor.new_empty(tensor.shape) for tensor in inputs[outputs:][:differentiable])
 
     operator = torch.library.custom_op(
-        f"{name}_backward", gradients, mutates_args=(), schema=f"({incoming}, {arguments}) -> ({found})"
-    )
+        f"{name}_backward", gradients, mutates_args=(), schema=f"({incoming}, {arguments}) -> ({found})",
+        tags=NOT_CAPTURED,
+    )  # fmt: skip
     operator.register_fake(shapes)
     return operator
 

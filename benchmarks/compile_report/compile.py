@@ -1,4 +1,4 @@
-"""Compile one specialisation of a Triton kernel ahead of time, and read off the binary what it takes."""
+"""Compile one launch of a Triton kernel without a GPU, and read off the binary what it takes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import subprocess
 import tempfile
 from typing import NamedTuple
 
-from .cases import Case, divisible, kernel_of, signature_of
+from .cases import NAMES, Case
+from .stand_in import compiling_for
 
 # Bytes that one block may use: CUDA C++ Programming Guide, "Compute Capabilities"; LDS of CDNA3.
 SHARED_LIMIT = {"sm_80": 163 << 10, "sm_86": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
@@ -20,13 +21,18 @@ MMA = {
 
 
 class Result(NamedTuple):
-    """What one specialisation compiles to; `spilled` and `shared` in bytes of a thread and of a block."""
+    """What one launch compiles to; `spilled` and `shared` in bytes of a thread and of a block.
+
+    `steps` are the instructions of each innermost loop with matrix products, empty where they cannot be told: warps
+    that only load have loops of their own, and AMD code is not read.
+    """
 
     registers: int
     spilled: int
     shared: int
     mma: dict[str, int]
     tma: int
+    steps: list[int]
 
     def problems(self, case: Case) -> list[str]:
         """Why this launch is no good, empty if it is."""
@@ -35,22 +41,35 @@ class Result(NamedTuple):
 
 
 def compile_case(case: Case) -> Result:
-    """Compile ahead of time and read the resources off the binary; with log-weights, as for padding and pooling."""
-    from triton import compile
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    kernel, constants = kernel_of(case)
-    signature = signature_of(case, kernel.arg_names, constants)
-    source = ASTSource(kernel, signature, constants, divisible(signature))
+    """Compile what the launch of a case compiles, and read the resources off the binary."""
+    with compiling_for(case.arch) as launched:
+        case.run()
+    kernel = next(launch.compiled for launch in reversed(launched) if launch.kernel == NAMES[case.kernel])
     hip = case.arch.startswith("gfx")
-    target = GPUTarget("hip", case.arch, 64) if hip else GPUTarget("cuda", int(case.arch[3:]), 32)
-    kernel = compile(source, target=target, options=case.launch.options())
     assembly = kernel.asm["amdgcn"] if hip else _disassemble(kernel.asm["cubin"])
     mma = {name: len(re.findall(pattern, assembly)) for name, pattern in MMA.items()}
     registers, spilled = (_amd_resources if hip else _nvidia_resources)(assembly)
     mma = {name: count for name, count in mma.items() if count}
-    return Result(registers, spilled, kernel.metadata.shared, mma, len(re.findall(r"\bUTMALDG\b", assembly)))
+    tma = len(re.findall(r"\bUTMALDG\b", assembly))
+    return Result(registers, spilled, kernel.metadata.shared, mma, tma, [] if hip or tma else steps_of(assembly))
+
+
+def steps_of(assembly: str) -> list[int]:
+    """Instructions of every innermost loop that has matrix products, from NVIDIA machine code."""
+    code = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([\w.]+)(.*?);", assembly, re.MULTILINE)
+    place = {int(address, 16): index for index, (address, _, _) in enumerate(code)}
+    products = [index for index, (_, name, _) in enumerate(code) if re.match(r"HG?MMA|UTC\w*MMA", name)]
+    loops = []
+    for last, (_, name, operands) in enumerate(code):
+        target = re.search(r"0x([0-9a-f]+)", operands) if name.startswith("BRA") else None
+        first = place.get(int(target[1], 16), last) if target else last
+        if first < last and any(first <= index <= last for index in products):
+            loops.append((first, last))
+    inner = [
+        (first, last) for first, last in loops
+        if not any(first <= other[0] and other[1] <= last for other in loops if other != (first, last))
+    ]  # fmt: skip
+    return [last - first + 1 for first, last in inner]
 
 
 def _disassemble(cubin: bytes) -> str:

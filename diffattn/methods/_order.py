@@ -68,7 +68,7 @@ def with_text(video: Tensor, grid: TokenGrid, block: int) -> Tensor:
     return torch.cat((video + grid.video_start * (video >= 0), text)).int()
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=32)
 @plain_cpu()
 def block_order(grid: TokenGrid, name: str, block: int, device: torch.device | str = "cpu") -> tuple[Tensor, int]:
     """Rows `(R,)` in the order `"nested"`, `"hilbert"` or `"raster"`, and how many of them are video rows.

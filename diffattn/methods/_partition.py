@@ -1,15 +1,18 @@
-"""VMoBA's partitions of the video into chunks: in time, in space, and in both."""
+"""VMoBA's partitions of the video into chunks: in time, in space, and in both; and their place in a plan."""
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..attention_config import plain_cpu
 from ..grid import TokenGrid
-from ._order import coordinates, split_axis
+from ._order import SIZES, coordinates, pack, split_axis, with_text
 
 PARTITIONS = ("1d", "2d", "3d")
 LEAST_CHUNKS = {"1d": 8, "2d": 24, "3d": 36}  # the published settings have 7-12, 24-48 and 36-72
@@ -56,3 +59,46 @@ def chunk_of_token(grid: TokenGrid, shape: tuple[int, int, int] | int, device: t
     parts = [math.ceil(size / edge) for size, edge in zip((grid.frames, grid.height, grid.width), shape)]
     t, h, w = (coordinates(grid, device) // torch.tensor(shape, device=device)).unbind(-1)
     return (t * parts[1] + h) * parts[2] + w
+
+
+class ChunkLayout(NamedTuple):
+    """Where the chunks of a partition lie in the order of a plan, text last as one more chunk for the keys.
+
+    Args:
+        chunk (`torch.Tensor`): `(V,)` int64, of every video token.
+        block (`int`): rows of a tile.
+        order (`torch.Tensor`): `(R,)` int32, every chunk in tiles of its own.
+        video (`int`): rows with video tokens.
+        chunk_of_tile (`torch.Tensor`): `(video / block,)` int64.
+        tiles, first (`torch.Tensor`): `(C,)` int64, tiles of each chunk, and the first of them.
+        widest (`int`): the most tiles of a chunk.
+    """
+
+    chunk: Tensor
+    block: int
+    order: Tensor
+    video: int
+    chunk_of_tile: Tensor
+    tiles: Tensor
+    first: Tensor
+    widest: int
+
+
+@lru_cache(maxsize=32)
+def chunk_layout(
+    grid: TokenGrid, shape: tuple[int, int, int] | int, block: int | None, device: torch.device
+) -> ChunkLayout:
+    """The layout of chunks of `shape`, in tiles of `block` tokens or of the most that fit into chunks twice.
+
+    The tensors are kept and shared. They are made on the CPU, so that no other device is waited for.
+    """
+    with plain_cpu():
+        chunk = chunk_of_token(grid, shape)
+        sizes = chunk.bincount()
+        block = block or next((size for size in SIZES if 2 * size <= int(sizes.max())), SIZES[-1])
+        rows = pack(chunk, torch.arange(len(chunk)), block)
+        chunk_of_tile = torch.repeat_interleave((sizes + block - 1) // block)
+        tiles = (torch.cat((sizes, sizes.new_tensor([grid.text] * (grid.text > 0)))) + block - 1) // block
+        placed = [part.to(device) for part in (chunk, with_text(rows, grid, block), chunk_of_tile, tiles)]
+        first = (tiles.cumsum(0) - tiles).to(device)
+        return ChunkLayout(placed[0], block, placed[1], len(rows), *placed[2:], first, int(tiles.max()))

@@ -15,8 +15,8 @@ from ..kernels.plan.routed import RoutedRows
 from ..kernels.plan.tile_list import TileList
 from ..schedule import Schedule
 from ._check import check_choice, check_integer, check_shares, check_size, check_triple
-from ._order import SIZES, pack, visual_rows, with_text
-from ._partition import PARTITIONS, chunk_of_token, chunk_shape
+from ._order import SIZES, visual_rows
+from ._partition import PARTITIONS, ChunkLayout, chunk_layout, chunk_shape
 from ._routing import chunk_means, route_threshold, route_top
 from ._scores import finite, match_heads, pooled
 from ._select import extend_text
@@ -107,17 +107,14 @@ class VMoBAConfig(AttentionConfig):
         check_size("block", self.block, SIZES)
 
     def _plan(self, grid: TokenGrid, query: Tensor, key: Tensor, layer: int, **_) -> Plan:
-        chunk = chunk_of_token(grid, self._shape(grid, layer), query.device)
-        block = self.block or next((size for size in SIZES if 2 * size <= int(chunk.bincount().max())), SIZES[-1])
-        rows = pack(chunk, torch.arange(len(chunk), device=chunk.device), block)
-        order, video = with_text(rows, grid, block), len(rows)
-        chunk_of_tile = torch.repeat_interleave((chunk.bincount() + block - 1) // block)
+        layout = chunk_layout(grid, self._shape(grid, layer), self.block, query.device)
+        block, order, video, chunk_of_tile = layout.block, layout.order, layout.video, layout.chunk_of_tile
         means = chunk_means(key, order[:video], block, chunk_of_tile, self.raw_scores)
         means = match_heads(means, query.shape[2]).mT
         if self.routing == "token":
             tokens = query[:, grid.video_start : grid.video_start + grid.video_tokens]
-            chosen = self._route(grid, finite(tokens.transpose(1, 2)) @ means, chunk, layer)
-            lists, q_rows = _lists_by_token(grid, chosen, chunk, block)
+            chosen = self._route(grid, finite(tokens.transpose(1, 2)) @ means, layout.chunk, layer)
+            lists, q_rows = _lists_by_token(grid, chosen, layout)
         else:
             tiles, _ = pooled(query, order[:video], block)
             chosen = self._route(grid, tiles @ means, chunk_of_tile, layer)[..., chunk_of_tile]
@@ -153,22 +150,19 @@ class VMoBAConfig(AttentionConfig):
         return route_top(scores, own, max(count, 1), per_head)
 
 
-def _lists_by_token(grid: TokenGrid, chosen: Tensor, chunk: Tensor, block: int) -> tuple[TileList, RoutedRows]:
+def _lists_by_token(grid: TokenGrid, chosen: Tensor, layout: ChunkLayout) -> tuple[TileList, RoutedRows]:
     """Lists and query rows, given the chunks `(B, H, V, C)` that every query chose."""
     if grid.text:  # text is one more group of keys for all, and every query of it chooses every group
         text = (grid.text, 0) if grid.text_first else (0, grid.text)
         chosen = torch.nn.functional.pad(chosen, (0, 1, *text), value=True)
-    rows = RoutedRows.of(chosen.transpose(2, 3), block)
-    return _tiles_of_group(rows.groups(), chunk, grid, block), rows
+    rows = RoutedRows.of(chosen.transpose(2, 3), layout.block)
+    return _tiles_of_group(rows.groups(), layout), rows
 
 
-def _tiles_of_group(group: Tensor, chunk: Tensor, grid: TokenGrid, block: int) -> TileList:
+def _tiles_of_group(group: Tensor, layout: ChunkLayout) -> TileList:
     """The KV tiles of each query tile's group `(B, H, NQ)`; the tiles of a group are consecutive."""
-    sizes = torch.cat((chunk.bincount(), chunk.new_tensor([grid.text] * (grid.text > 0))))
-    tiles = (sizes + block - 1) // block
-    first = tiles.cumsum(0) - tiles
-    counts = tiles[group].where(group >= 0, 0)
-    indices = first[group][..., None] + torch.arange(int(tiles.max()), device=chunk.device)
-    indices = indices.clamp(max=int(tiles.sum()) - 1)
-    dtype = torch.int16 if int(tiles.sum()) <= 2**15 else torch.int32
-    return TileList(counts.int(), indices.to(dtype), block)
+    counts = layout.tiles[group].where(group >= 0, 0)
+    indices = layout.first[group][..., None] + torch.arange(layout.widest, device=group.device)
+    last = len(layout.order) // layout.block - 1
+    dtype = torch.int16 if last < 2**15 else torch.int32
+    return TileList(counts.int(), indices.clamp(max=last).to(dtype), layout.block)

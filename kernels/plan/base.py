@@ -13,6 +13,7 @@ from ..handles import handle_of
 from .affine import Affine
 from .boxes import Boxes
 from .map_tensors import map_tensors, trainable
+from .of_order import of_order
 from .routed import RoutedRows
 from .tile_list import TileList
 
@@ -119,12 +120,16 @@ class PlanBase:
             natural = torch.arange(self.order.shape[-1], device=self.order.device)
             return bool((self.order == natural.where(natural < self.tokens, -1)).all())
 
-        return self.memo("in_order", make)
+        return self.memo("in_order", lambda: of_order(self.order, ("in order", self.tokens), make))
 
     @property
     def row_of_token(self) -> Tensor:
         """`(B|1, H|1, S)` int64, the row that holds each token."""
-        return self.memo("row_of_token", lambda: _inverse(self.order, self.tokens))
+
+        def make() -> Tensor:
+            return of_order(self.order, ("inverse", self.tokens), lambda: _inverse(self.order, self.tokens))
+
+        return self.memo("row_of_token", make)
 
     def level_rows(self, lists: TileList) -> int:
         """KV rows of a level, its last tile filled up."""
@@ -142,20 +147,25 @@ class PlanBase:
     @property
     def valid_keys(self) -> Tensor:
         """`(B|1, H|1, R)` bool, rows that hold a token which may be attended to."""
-        return self.memo("valid_keys", lambda: _valid(self.order, self.key_mask))
+        return self.memo("valid_keys", lambda: self._of_keys("valid", lambda: _valid(self.order, self.key_mask)))
+
+    def _of_keys(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        return make() if self.key_mask is not None else of_order(self.order, key, make)
 
     @property
     def kv_counts(self) -> Tensor:
         """`(B|1, H|1, Rkv)` float32, the valid tokens in each KV row."""
-        valid = self.valid_keys
-        return self.memo(
-            "kv_counts", lambda: torch.cat([self.level_sum(valid.float(), lists) for lists in self.lists], -1)
-        )
+        levels = tuple((lists.pool, lists.tile) for lists in self.lists)
+
+        def make() -> Tensor:
+            return torch.cat([self.level_sum(self.valid_keys.float(), lists) for lists in self.lists], -1)
+
+        return self.memo("kv_counts", lambda: self._of_keys(("counts", levels), make))
 
     @property
     def kv_logw(self) -> Tensor:
         """`(B|1, H|1, Rkv)` float32, ln of `kv_counts`: -inf where there is no valid token."""
-        return self.memo("kv_logw", lambda: self.kv_counts.log())
+        return self.memo("kv_logw", self.kv_counts.log)
 
 
 def _valid(order: Tensor, key_mask: Tensor | None) -> Tensor:

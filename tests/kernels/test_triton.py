@@ -126,7 +126,7 @@ def test_launches_are_powers_of_two(arch, itemsize, kernel):
     for dim in (1, 16, 40, 64, 80, 128, 200, 256):
         for block_q in (1, 16, 48, 64, 128, 256):
             for tile in (1, 16, 48, 64, 128):
-                launch = launch_for(arch, dim, itemsize, block_q, tile, kernel)
+                launch = launch_for(arch, dim, itemsize, block_q, (tile,), kernel)
                 assert all(size >= 16 and size & (size - 1) == 0 for size in launch[:2])
                 assert launch.block_m < max(2 * block_q, 32)
 

@@ -22,6 +22,7 @@ from diffattn.methods import (
     _allocate,
     _constants,
     _order,
+    _partition,
     _pool_statistics,
     _radial_official,
     _window,
@@ -50,9 +51,10 @@ CONFIGS = [
 ]
 GRID = TokenGrid(5, 9, 10, text=7)
 CACHES = [
-    *(_window.axis, _radial_official._pair_tiles, rectified.neighbor_blocks),
+    *(_order.block_order, _partition.chunk_layout, _window.axis, _radial_official._pair_tiles),
+    rectified.neighbor_blocks,
     *(_window_search.window_of_density, _window_search._choices, _window_search.visited_share),
-    *(_constants.constant, _pool_statistics.padded_rows, _allocate._costs, _order.block_order),
+    *(_constants.constant, _pool_statistics.padded_rows, _allocate._costs),
 ]
 
 

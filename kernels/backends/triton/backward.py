@@ -11,10 +11,11 @@ import triton
 from torch import Tensor
 
 from ...plan.plan import Plan
-from .common import compiles, launch_order, level_arguments, query_constants, strided, strides, weighted_levels
+from .common import compiles, launch_order, query_constants, strided, strides, weighted_levels
 from .config import architecture, launch_for
 from .dkv import run_key_gradient
 from .dq import query_gradient_kernel
+from .lists import aligned, level_arguments
 
 
 def run_backward(
@@ -38,8 +39,8 @@ def run_backward(
     grad_query, delta = torch.empty_like(query), torch.empty_like(lse)
     tiles = tuple(lists.tile for lists in plan.lists)
     upcast = not compiles(query_gradient_kernel)
-    launch = launch_for(architecture(query.device), dim, query.element_size(), plan.block_q, max(tiles), "dq")
-    order = launch_order(plan).expand(batch, heads, -1)
+    launch = launch_for(architecture(query.device), dim, query.element_size(), plan.block_q, tiles, "dq")
+    order = aligned(launch_order(plan)).expand(batch, heads, -1)
     logw = plan.kv_logw.expand(batch, key.shape[1], -1)
     grid = (rows // plan.block_q * triton.cdiv(plan.block_q, launch.block_m), heads, batch)
     query_gradient_kernel[grid](

@@ -30,13 +30,34 @@ def list_entries(indices, step, count, TILE: tl.constexpr, BLOCK_N: tl.constexpr
 
 @triton.jit
 def key_rows(entry, step, start, TILE: tl.constexpr, BLOCK_N: tl.constexpr):
-    """KV rows `(BLOCK_N,)` of one step, of the entries that `list_entries` read for it."""
-    lane = tl.arange(0, BLOCK_N)
+    """The first KV row of one step, or all of them `(BLOCK_N,)`, of the entries that `list_entries` read for it."""
     if TILE % BLOCK_N == 0:
-        row = start + entry * TILE + step * BLOCK_N % TILE + lane
+        row = start + entry * TILE + step * BLOCK_N % TILE
     else:
-        row = start + entry * TILE + (step * BLOCK_N + lane) % TILE
+        row = start + entry * TILE + (step * BLOCK_N + tl.arange(0, BLOCK_N)) % TILE
     return row.to(tl.int64)
+
+
+@triton.jit
+def tile_offsets(lane, stride, d, TILE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """What is the same in every step about the places `(BLOCK_N, BLOCK_D)` of its rows."""
+    if TILE % BLOCK_N == 0:
+        return lane[:, None] * stride + d[None, :]
+    else:
+        return d[None, :]
+
+
+@triton.jit
+def load_tile(tile, row, stride, d, D: tl.constexpr, TILE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The rows `(BLOCK_N, BLOCK_D)` that `key_rows` found; `tile` is their memory moved by `tile_offsets`."""
+    if TILE % BLOCK_N == 0:
+        places = tile + row * stride
+    else:
+        places = tile + row[:, None] * stride
+    if d.shape[0] == D:
+        return tl.load(places)
+    else:
+        return tl.load(places, mask=(d < D)[None, :], other=0.0)
 
 
 @triton.jit
@@ -88,19 +109,17 @@ def launch_order(plan: Plan) -> Tensor:
 
 
 def weighted_levels(plan: Plan) -> tuple[bool, ...]:
-    """Whether a level can have log-weights other than 0, by shapes alone: reading them would wait for the device."""
+    """Whether a level can have log-weights other than 0."""
+    return tuple(odd or lists.pool > 1 for odd, lists in zip(odd_levels(plan), plan.lists))
+
+
+def odd_levels(plan: Plan) -> tuple[bool, ...]:
+    """Whether a level can have keys that stand for fewer tokens than its pool, padding among them.
+
+    By shapes alone: reading the order would wait for the device.
+    """
     full = plan.order.shape[-1] == plan.tokens and plan.key_mask is None
-    return tuple(not full or lists.pool > 1 or plan.level_rows(lists) > plan.tokens for lists in plan.lists)
-
-
-def level_arguments(plan: Plan, batch: int, heads: int) -> tuple[tuple, ...]:
-    """The argument `levels` of the kernels that go through the lists of a query tile."""
-    levels = []
-    for lists in plan.lists:
-        counts = lists.counts.expand(batch, heads, -1)
-        indices = lists.indices.expand(batch, heads, -1, -1)
-        levels.append((counts, counts.stride(), indices, indices.stride()[:3], plan.level_start(lists)))
-    return tuple(levels)
+    return tuple(not full or plan.level_rows(lists) * lists.pool > plan.tokens for lists in plan.lists)
 
 
 def strides(*tensors: Tensor) -> list[tuple[int, ...]]:

@@ -39,12 +39,12 @@ FORWARD = {
     },
     "sm_90": {
         64: (Launch(128, 64, 8, 3), Launch(64, 64, 4, 3)),
-        128: (Launch(128, 128, 8, 2), Launch(128, 64, 8, 3), Launch(64, 64, 4, 2)),
+        128: (Launch(128, 128, 8, 3), Launch(128, 64, 8, 3), Launch(64, 64, 4, 2)),
         256: (Launch(64, 64, 8, 2),),
     },
     "sm_100": {
         64: (Launch(128, 64, 8, 3), Launch(64, 64, 4, 3)),
-        128: (Launch(128, 128, 8, 2), Launch(128, 64, 8, 3), Launch(64, 64, 4, 2)),
+        128: (Launch(128, 128, 8, 3), Launch(128, 64, 8, 3), Launch(64, 64, 4, 2)),
         256: (Launch(64, 64, 8, 2),),
     },
     "gfx942": {
@@ -102,6 +102,7 @@ DKV = {
     },
     "gfx942": {64: (Launch(64, 64, 4, 2),), 128: (Launch(32, 32, 4, 2),), 256: (Launch(16, 32, 4, 1),)},
 }
+WHOLE_TILES_ONLY = frozenset({"sm_100"})  # in steps of 128 keys: small tiles side by side would spill
 HALF = {"forward": FORWARD, "dq": DQ, "dkv": DKV}
 # Without TF32 the products run outside the matrix units and live in registers: small blocks on every architecture.
 SINGLE_GRADIENT = {64: (Launch(32, 32, 4, 2),), 128: (Launch(32, 32, 8, 2),), 256: (Launch(16, 16, 4, 2),)}
@@ -129,8 +130,10 @@ def architecture(device: torch.device) -> str:
     return {9: "sm_90", 10: "sm_100"}.get(major, "sm_86")
 
 
-def launch_for(arch: str, dim: int, itemsize: int, block_q: int, tile: int, kernel: str = "forward") -> Launch:
-    """The widest launch that a query tile of `block_q` rows and KV tiles of up to `tile` rows fill.
+def launch_for(
+    arch: str, dim: int, itemsize: int, block_q: int, tiles: tuple[int, ...], kernel: str = "forward"
+) -> Launch:
+    """The widest launch that a query tile of `block_q` rows and KV tiles of `tiles` rows, by level, fill.
 
     Args:
         arch (`str`): one of `ARCHITECTURES` or `"interpreter"`.
@@ -144,9 +147,14 @@ def launch_for(arch: str, dim: int, itemsize: int, block_q: int, tile: int, kern
     table = {padded: INTERPRETER} if arch == "interpreter" else half_or_single
     *wide, smallest = table[padded]
     for launch in wide:
-        if launch.block_m <= rows and (launch.block_n <= 64 or tile % launch.block_n == 0):
+        if launch.block_m <= rows and (launch.block_n <= 64 or _fill(arch, tiles, launch.block_n)):
             return launch
     return smallest._replace(block_m=min(smallest.block_m, rows))
+
+
+def _fill(arch: str, tiles: tuple[int, ...], step: int) -> bool:
+    widths = [min(tiles), max(tiles)] if arch in WHOLE_TILES_ONLY else [max(tiles)]
+    return all(width % step == 0 for width in widths)
 
 
 def specialized_for(arch: str, dim: int, itemsize: int, block_q: int, tile: int) -> Launch | None:

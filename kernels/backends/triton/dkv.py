@@ -17,7 +17,7 @@ from .common import LOG2_E, block_constants, compiles, load_rows, strides
 from .config import Launch, architecture, launch_for
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "start", "level_rows"])
 def key_gradient_kernel(query, key, value, logw, grad_out, lse, delta, grad_key, grad_value, order, first, counts,
                         visitors, bits, query_strides, key_strides, value_strides, logw_strides, grad_out_strides,
                         grad_key_strides, grad_value_strides, order_strides, lists_strides, scale, group, rows, start,
@@ -123,7 +123,7 @@ def run_key_gradient(
     """
     batch, heads, rows, dim = query.shape
     group = heads // key.shape[1]
-    launch = launch_for(architecture(query.device), dim, query.element_size(), plan.block_q, lists.tile, "dkv")
+    launch = launch_for(architecture(query.device), dim, query.element_size(), plan.block_q, (lists.tile,), "dkv")
     found = visitors(plan, lists, tiles_in_block(lists.tile, launch))
     first, counts = (part.expand(batch, heads, -1) for part in (found.first, found.counts))
     order = _block_order(plan, lists, found.counts, group).expand(batch, key.shape[1], -1)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import LOG2_E, key_rows, list_entries, load_rows
+from .common import LOG2_E, key_rows, list_entries, load_rows, load_tile, tile_offsets
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def query_gradient_kernel(query, key, value, logw, out, lse, grad_out, grad_lse, grad_query, delta, order, levels,
                           query_strides, key_strides, value_strides, logw_strides, out_strides, grad_out_strides,
                           grad_query_strides, order_strides, scale, group, rows, D: tl.constexpr,
@@ -49,7 +49,7 @@ def query_gradient_kernel(query, key, value, logw, out, lse, grad_out, grad_lse,
     logw += batch * logw_strides[0] + kv_head * logw_strides[1]
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for level in tl.static_range(len(TILES)):
-        counts, counts_strides, indices, indices_strides, start = levels[level]
+        counts, _, counts_strides, indices, indices_strides, start = levels[level]
         count = tl.load(counts + batch * counts_strides[0] + head * counts_strides[1] + tile * counts_strides[2])
         indices += batch * indices_strides[0] + head * indices_strides[1] + tile * indices_strides[2]
         dq = _query_gradient_level(
@@ -68,19 +68,22 @@ def _query_gradient_level(q, do, total, shift, dq, key, value, logw, stride_key,
                           BLOCK_N: tl.constexpr):  # fmt: skip
     """Adds the visited keys of one level to dq, without the factor `scale`."""
     PACKED: tl.constexpr = TILE % BLOCK_N != 0
+    lane = tl.arange(0, BLOCK_N)
+    key_tile = key + tile_offsets(lane, stride_key, d, TILE, BLOCK_N)
+    value_tile = value + tile_offsets(lane, stride_value, d, TILE, BLOCK_N)
     entry = list_entries(indices, 0, count, TILE, BLOCK_N)
     for step in tl.range((count * TILE + BLOCK_N - 1) // BLOCK_N):
         row = key_rows(entry, step, start, TILE, BLOCK_N)
         entry = list_entries(indices, step + 1, count, TILE, BLOCK_N)
         # (BLOCK_N, BLOCK_D)
-        k = load_rows(key, row, stride_key, d, None, D, False)
-        v = load_rows(value, row, stride_value, d, None, D, False)
+        k = load_tile(key_tile, row, stride_key, d, D, TILE, BLOCK_N)
+        v = load_tile(value_tile, row, stride_value, d, D, TILE, BLOCK_N)
         # (BLOCK_M, BLOCK_N)
         s = tl.dot(q, k.to(q.dtype).T, input_precision="ieee") * scale - total[:, None]
         if WEIGHTED:
-            s += (tl.load(logw + row) * LOG2_E)[None, :]
+            s += (tl.load(logw + row + (lane if TILE % BLOCK_N == 0 else 0)) * LOG2_E)[None, :]
         if PACKED:
-            s = tl.where((step * BLOCK_N + tl.arange(0, BLOCK_N) < count * TILE)[None, :], s, float("-inf"))
+            s = tl.where((step * BLOCK_N + lane < count * TILE)[None, :], s, float("-inf"))
         dp = tl.dot(do, v.to(do.dtype).T, input_precision="ieee")
         ds = tl.exp2(s) * (dp - shift[:, None])
         dq = tl.dot(ds.to(k.dtype).to(q.dtype), k.to(q.dtype), dq, input_precision="ieee")
