@@ -93,9 +93,10 @@ def test_plans_of_one_order_share_its_values():
 
 def test_twenty_plans_need_one_kernel():
     env = {name: setting for name, setting in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "benchmarks.compile_report.count", "--methods", "auto", "vmoba"]
+    command = [sys.executable, "-m", "benchmarks.compile_report.count", "--methods", "auto", "pyramid", "vmoba"]
     run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     for method, found in json.loads(run.stdout).items():
-        assert len(set(found["widths"])) > 1, "the plans must differ, or this shows nothing"
+        # those of auto are all as wide as they can get; of the others they must differ, or this shows nothing
+        assert (len(set(found["widths"])) > 1) == (method != "auto"), method
         assert found["kernels"]["attention_kernel"] == 1, method
