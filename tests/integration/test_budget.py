@@ -113,7 +113,7 @@ def test_an_impl_asked_for_runs_sparse_and_the_image_keeps_its_density(sequence,
 
 def test_both_figures_are_said():
     name, inputs, _, _ = SEQUENCES["Qwen-Image-Edit, 1 reference"]()
-    model = enabled(name, "rectified", "torch")
+    model = enabled(name, "neighborhood", "torch")
     find_hook(model).handler.keep_plans = True
     forward(model, inputs)
     about = diffattn.summary(model)
