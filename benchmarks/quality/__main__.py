@@ -77,7 +77,7 @@ def study_end_to_end(options: argparse.Namespace) -> tuple[list[Result], str]:
     results = end_to_end(cases, prompts, options.seeds)
     tables = [f"{report.table(results, score)}\n\n{report.findings(results, score)}" for score in ("psnr", "ssim")]
     text = (
-        f"{_videos(options, prompts)} {schedule}; density of the sparse calls in parentheses.\n\n{tables[0]}\n\n"
+        f"{_videos(options, prompts)}{schedule}; density of the sparse calls in parentheses.\n\n{tables[0]}\n\n"
         f"## Prompt by prompt\n\nPSNR less that of `auto` on the same prompt and seed, dB: mean ± standard error.\n\n"
         f"{report.paired(results, 'psnr', 'auto')}\n\n## SSIM\n\n{tables[1]}\n"
     )
