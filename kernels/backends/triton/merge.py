@@ -64,7 +64,7 @@ def merge_rows(out: Tensor, lse: Tensor, q_rows: Tensor, merged: Tensor, merged_
     first, row_of = (part.expand(batch, heads, -1) for part in (first, row_of))
     merge_kernel[(triton.cdiv(tokens, BLOCK), heads, batch)](
         out, lse, merged, merged_lse, first, row_of, *strides(out, merged, first, row_of), tokens, out.shape[2],
-        D=dim, BLOCK=BLOCK, BLOCK_D=max(16, triton.next_power_of_2(dim)), num_warps=4, enable_fp_fusion=True,
+        D=dim, BLOCK=BLOCK, BLOCK_D=max(16, triton.next_power_of_2(dim)), num_warps=8, enable_fp_fusion=True,
     )  # fmt: skip
 
 
