@@ -23,7 +23,7 @@ def calibrate(
     method: Annotated[str, typer.Option(help="Attention method.")] = "auto",
     dense_start: settings.DenseStart = 0.2,
     dense_end: Annotated[float, typer.Option(help="Dense last steps: a share below 1, or a count.")] = 0.0,
-    dense_layers: settings.DenseLayers = 1,
+    dense_layers: settings.DenseLayers = 0,
     probe: Annotated[str, typer.Option(help="layer, or head, which takes many more runs.")] = "layer",
     parts: Annotated[int, typer.Option(help="Parts of the run with densities of their own.")] = 3,
     samples: Annotated[int, typer.Option(help="Steps of each part to measure errors in.")] = 2,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from functools import lru_cache
+from functools import cache
 from typing import TypeVar
 
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 Made = TypeVar("Made")
 
@@ -20,12 +21,13 @@ def of_order(order: Tensor, key: Hashable, make: Callable[[], Made]) -> Made:
     if order.shape[:2] != (1, 1):
         return make()
     whole = order if order._base is None or order._base.shape != order.shape[-1:] else order._base
-    kept = _kept_of(whole)
+    kept = _by_order().setdefault(whole, {})
     if key not in kept:
         kept.setdefault(key, make())
     return kept[key]
 
 
-@lru_cache(maxsize=32)
-def _kept_of(order: Tensor) -> dict:
-    return {}
+@cache
+def _by_order() -> WeakTensorKeyDictionary:
+    """What is kept goes with the order that it is of."""
+    return WeakTensorKeyDictionary()

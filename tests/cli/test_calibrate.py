@@ -29,9 +29,9 @@ def test_it_writes_a_folder_that_stands_for_a_method(run, tmp_path):
     assert f"{folder}: density 0.300, error {made.expected['error']:.3g}" in result.stdout
     assert result.stdout.count("dense\n") == 3
     schedule = Schedule(dense_layers=3)
-    assert settings.attention(str(folder), None, 0.2, 0.0, 1, "torch") == (made, schedule, "torch")
+    assert settings.attention(str(folder), None, 0.2, 0.0, 0, "torch") == (made, schedule, "torch")
     assert settings.attention(str(folder), None, 0.2, 0.0, 3, "auto") == (made, schedule, "auto")
-    for density, layers in ((0.3, 1), (None, 2)):
+    for density, layers in ((0.3, 0), (None, 2)):
         with pytest.raises(CommandError, match=rf"(that|those) of {folder}"):
             settings.attention(str(folder), density, 0.2, 0.0, layers, "auto")
     again = run("--density", "0.3")
